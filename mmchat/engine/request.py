@@ -75,8 +75,12 @@ def request_within(
     sampling: SamplingParams,
     timings: Timings | None = None,
     grammar: Grammar | None = None,
+    wider: str = "--max-seq-len",
 ) -> Request:
-    """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded."""
+    """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded.
+
+    wider: what the message calls that which sets `context`.
+    """
     positions = len(prompt.token_ids)
     room = context - positions
     if room < 1:
@@ -84,7 +88,7 @@ def request_within(
         fitting = words.first_pictures(lambda n: room + sum(sizes[n:]) >= 1, len(sizes))
         raise ContextLengthExceeded(
             f"the prompt has {positions} tokens and the context {context}; "
-            f"shorten the prompt or raise --max-seq-len{fitting}"
+            f"shorten the prompt or raise {wider}{fitting}"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     return Request(prompt, sampling, timings=timings or Timings(), grammar=grammar)

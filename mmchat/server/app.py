@@ -47,7 +47,6 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/ps", models.ps),
     ("GET", "/api/version", models.version),
     ("POST", "/api/pull", models.pull),
-    *(("POST", f"/api/{name}", models.refused) for name in models.REFUSED),
 )
 
 
@@ -56,7 +55,7 @@ def make_app(service: Service) -> ASGIApp:
     statics = sorted(page.files().keys() - {"/"}) if service.options.page else []
     opened = [*OPEN_ROUTES, *(("GET", path, page.static) for path in statics)]
     routes = [
-        Route(path, Endpoint(service, handler, f"{method} {path}"), methods=[method])
+        Route(path, Endpoint(service, handler, path), methods=[method])
         for method, path, handler in (*opened, *ROUTES)
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})

@@ -18,7 +18,7 @@ from mmchat.engine.request import Request, request_within
 from mmchat.errors import ContextLengthExceeded, MemoryError_
 from mmchat.server import log
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError, api_error, invalid
+from mmchat.server.errors import ApiError, api_error, invalid, said
 from mmchat.server.held import NO_TOOLS, Plan, Schema, grammar_of
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.tool_calls import Piece
@@ -33,6 +33,10 @@ QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pic
 HEAT_NUMBERS = 4_000_000  # of one answer; of the words behind them nothing is told
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
 T = TypeVar("T")
+_LENGTHS = {  # the field for the longest answer, where it is not max_tokens
+    **dict.fromkeys(("/api/chat", "/api/generate"), "num_predict"),
+    **dict.fromkeys(("/v1/responses", "/responses"), "max_output_tokens"),
+}
 Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
 _ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
@@ -117,7 +121,8 @@ class Answering:
                 request, lambda: loop.call_soon_threadsafe(came.set), call.served.engine
             )
         except MemoryError_ as error:  # it would not fit even alone: no use to try again
-            raise ApiError("context_length_exceeded", str(error)) from None
+            text = said(error, _LENGTHS.get(call.path, "max_tokens"))
+            raise ApiError("context_length_exceeded", text) from None
         except RuntimeError as error:
             raise api_error(error) from error
         self.queue_seconds: float | None = None
@@ -265,7 +270,8 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
         timings = replace(call.timings, preprocessing_seconds=seconds)
         if ask.look is not None:
             return look_at(call, prompt, ask.look)
-        made = request_within(context, prompt, sampling, timings)
+        wider = "num_ctx" if context < model.max_seq_len else "--max-seq-len"
+        made = request_within(context, prompt, sampling, timings, wider=wider)
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:

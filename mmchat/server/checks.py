@@ -21,6 +21,11 @@ from mmchat.server.service import Service
 GONE = 499  # in the log: the client went before there was an answer
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
+# Of Ollama: a server of models was emptied that way, and nothing is embedded here
+_NOT_DONE = re.compile(
+    r"POST /api/(push|create|copy|delete|embed|embeddings)"
+    r"|DELETE /api/delete|(HEAD|POST) /api/blobs/[^/]+"
+)
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SINGLE = (
     "host", "origin", "sec-fetch-site", "content-length", "content-type", "content-encoding",
@@ -52,7 +57,7 @@ class Checks:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 0
+        begin, status, route = time.perf_counter(), 0, "(refused)"
 
         async def guarded(message: Message) -> None:
             nonlocal status
@@ -66,14 +71,18 @@ class Checks:
 
         try:
             response = self._refusal(scope)
-            app = self._app if response is None else response
-            await app(scope, receive, guarded)
+            if response is None:
+                route = "(unknown)"
+                await self._app(scope, receive, guarded)
+            else:
+                await response(scope, receive, guarded)
         except Exception as failure:
             log.bug(failure)
             if not status:
                 response = error_response(ApiError("server_error"), scope["path"])
                 await response(scope, receive, guarded)
-        route = getattr(scope.get("endpoint"), "route", "-")
+        method = scope["method"] if scope["method"] in (*METHODS, "DELETE") else "-"
+        route = f"{method} {getattr(scope.get('endpoint'), 'route', route)}"
         seconds = time.perf_counter() - begin
         self._metrics.requests[_api(scope["path"]), status or GONE] += 1
         log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
@@ -86,6 +95,8 @@ class Checks:
             if asked.method == "OPTIONS":
                 return self._preflight(asked.headers)
             scope[OWNER] = self._owner(asked)
+            if _is_not_done(asked):  # whatever its body is, which may be a model
+                raise ApiError("not_implemented")
             _check_body(asked)
         except ApiError as error:
             response = error_response(error, scope["path"])
@@ -159,12 +170,16 @@ def _check_form(asked: Request) -> None:
     for name in _SINGLE:
         if len(headers.getlist(name)) > 1:
             raise ApiError("invalid_request", f"there are two headers {name}")
-    if asked.method not in METHODS:
+    if asked.method not in METHODS and not _is_not_done(asked):
         raise ApiError("method_not_allowed")
     if not asked.scope["path"].startswith("/"):
         raise ApiError("invalid_request", "the target must be a path")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise ApiError("invalid_request", "Content-Length and Transfer-Encoding exclude another")
+
+
+def _is_not_done(asked: Request) -> bool:
+    return _NOT_DONE.fullmatch(f"{asked.method} {asked.scope['path']}") is not None
 
 
 def _check_body(asked: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from mmchat import errors, limits
@@ -29,7 +30,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "rate_limit_exceeded": (429, "too many requests wait already"),
     "server_error": (500, "the server failed; its log says where"),
     "numerical_error": (500, "the model gave no finite numbers"),
-    "not_implemented": (501, "this is not done over the network"),
+    "not_implemented": (501, "models are not managed over the network, nor embedded"),
     "overloaded": (503, "no answer could be begun in time; try again"),
     "loading": (503, "the model is being loaded; try again"),
     "draining": (503, "the server is ending"),
@@ -77,6 +78,7 @@ def invalid(param: str | None, message: str) -> ApiError:
     return ApiError("invalid_value", message, param)
 
 
+_OPTION = re.compile(r"(?<=[ (])--(?=(max-seq-len|dtype|parallel)\b)")  # what the engine names
 _OURS: dict[type[errors.MmchatError], str] = {  # the first that it is an instance of
     errors.ContextLengthExceeded: "context_length_exceeded",
     errors.PromptError: "invalid_value",
@@ -90,6 +92,15 @@ _OURS: dict[type[errors.MmchatError], str] = {  # the first that it is an instan
 }
 
 
+def said(error: errors.MmchatError, length: str = "max_tokens") -> str:
+    """Its message to a client, who has other names for what the command line says.
+
+    length: the field for the longest answer.
+    """
+    text = str(error).replace("--max-new-tokens", length)
+    return _OPTION.sub("the server's --", text)
+
+
 def api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What a failure is to a client: our own words, or nothing but that it failed."""
     if isinstance(error, ApiError):
@@ -97,7 +108,7 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
         return error
     for kind, code in _OURS.items():
         if isinstance(error, kind):
-            return ApiError(code, str(error), param)
+            return ApiError(code, said(error), param)
     return ApiError("out_of_memory" if isinstance(error, MemoryError) else "server_error")
 
 

@@ -20,6 +20,7 @@ from mmchat.server.errors import invalid
 
 MOST_TOOLS = 128
 _OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")  # as pydantic says it
+_KINDS = {dict: "an object", list: "a list"}
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
@@ -55,9 +56,17 @@ def _number(value: Any) -> Any:
     return value
 
 
-def plain(means: Callable[[str], Any]) -> BeforeValidator:
-    """A text stands for what it means."""
-    return BeforeValidator(lambda value: means(value) if isinstance(value, str) else value)
+def plain(means: Callable[[str], Any], or_kind: type = object) -> BeforeValidator:
+    """A text stands for what it means; all else is of the kind that it means."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return means(value)
+        if isinstance(value, or_kind):
+            return value
+        raise ValueError(f"input should be a string or {_KINDS[or_kind]}")
+
+    return BeforeValidator(read)
 
 
 def within(name: str) -> Any:
@@ -66,7 +75,7 @@ def within(name: str) -> Any:
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
 
 
-NUMBER, STRINGS = BeforeValidator(_number), plain(lambda text: [text])
+NUMBER, STRINGS = BeforeValidator(_number), plain(lambda text: [text], list)
 Bool = StrictBool
 _WORDS = {"true": True, "false": False}  # as torchchat sends `stream`
 Flag = Annotated[StrictBool, plain(lambda text: _WORDS.get(text, text))]

@@ -7,7 +7,7 @@ from functools import partial
 from mmchat.errors import UsageError
 from mmchat.server.ask import Answering, in_time, look_at
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError, api_error, invalid, logged
+from mmchat.server.errors import ApiError, api_error, invalid, logged, said
 from mmchat.server.stream import Fields
 
 
@@ -18,7 +18,7 @@ def check_heat(call: Call) -> None:
     try:
         check_model(call.model)
     except UsageError as error:
-        raise invalid("heat", str(error)) from None
+        raise invalid("heat", said(error)) from None
 
 
 def tells(call: Call) -> bool:

@@ -105,14 +105,19 @@ class _Function(Body):
         return {"type": "function", "function": declared}
 
 
-def plan_of(tools: Sequence[Mapping[str, Any]], choice: Any = None, parallel: bool = True) -> Plan:
+def plan_of(
+    tools: Sequence[Mapping[str, Any]],
+    choice: Any = None,
+    parallel: bool = True,
+    flat: bool = False,
+) -> Plan:
     """From the fields tools, tool_choice and parallel_tool_calls; those of Responses too.
 
     A call that must come is held to the schemas by a grammar, so it comes whatever the model would
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
-    are bound. Raises ApiError.
+    are bound. flat: a tool is expected without `function` around it. Raises ApiError.
     """
-    found = dict(_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
+    found = dict(_tool(tool, f"tools.{index}", flat) for index, tool in enumerate(tools))
     names = [tool.name for tool in found.values()]
     if twice := {name for name in names if names.count(name) > 1}:
         raise invalid("tools", f"two tools are called {quoted(min(twice))}")
@@ -137,13 +142,18 @@ def plan_of(tools: Sequence[Mapping[str, Any]], choice: Any = None, parallel: bo
     )
 
 
-def _tool(given: Mapping[str, Any], param: str) -> tuple[str, _Function]:
-    """The field of it, and what it says. Responses has no `function` around it."""
+def _tool(given: Mapping[str, Any], param: str, flat: bool) -> tuple[str, _Function]:
+    """The field of it, and what it says. Each API's form is taken by all."""
     if (kind := given.get("type")) != "function":
         raise invalid(param, f"{param} is {quoted(kind)}; only tools of type function are possible")
-    if isinstance(inner := given.get("function"), Mapping):
-        given, param = inner, f"{param}.function"
-    return param, read(_Function, given, param)
+    if given.get("function") is None and (flat or "name" in given):
+        return param, read(_Function, given, param)
+    param = f"{param}.function"
+    if not isinstance(inner := given.get("function"), Mapping):
+        raise invalid(
+            param, f"{param}: {'input should be an object' if inner else 'field required'}"
+        )
+    return param, read(_Function, inner, param)
 
 
 def _choice(choice: Any) -> tuple[Mode, list[str] | None]:

@@ -24,8 +24,9 @@ from mmchat.server.service import LATEST
 from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
+# What Ollama does where a program says nothing: revived programs answer as they did.
+DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
-REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
 _is_gguf = cache(is_stored_in_gguf)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -114,12 +115,12 @@ async def ps(call: Call) -> Response:
 async def show(call: Call) -> Response:
     await _check(call)
     spec = call.model.spec
-    defaults, family = spec.generation, spec.model_type
+    family, chosen = spec.model_type, {**DEFAULTS, **call.service.ollama_sampling}
     return Json(
         {
             "license": "",
             "modelfile": f"# served by mmchat\nFROM {spec.name}\n",
-            "parameters": f"temperature {defaults.temperature}\ntop_p {defaults.top_p}",
+            "parameters": "\n".join(f"{name} {value}" for name, value in chosen.items()),
             "template": "{{ .Prompt }}",
             "details": _details(call),
             "model_info": {
@@ -150,11 +151,6 @@ async def pull(call: Call) -> Response:
             yield {"status": status}
 
     return Stream(lines(), LINES)
-
-
-async def refused(call: Call) -> Response:
-    """Models are not managed over the network: a server of them was emptied that way."""
-    raise ApiError("not_implemented", "models are not managed over the network, nor embedded")
 
 
 async def _check(call: Call) -> Named:

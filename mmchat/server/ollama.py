@@ -20,14 +20,11 @@ from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import Bool, Strings, Tools, Whole, at_most
 from mmchat.server.held import Schema, plan_of
-from mmchat.server.models import check_name, read, rfc3339
+from mmchat.server.models import DEFAULTS, check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import LINES, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import Content
-
-# What Ollama does where a program says nothing: revived programs answer as they did.
-DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
 def _duration(value: Any) -> Any:
@@ -75,7 +72,7 @@ class Asked(fields.Body):
 
     model: str = ""
     stream: Bool = True
-    format: Annotated[dict[str, Any] | None, fields.plain(_schema)] = None
+    format: Annotated[dict[str, Any] | None, fields.plain(_schema, dict)] = None
     options: Options = Options()
     keep_alive: Annotated[Any, BeforeValidator(_duration)] = None
     think: Bool | str = False

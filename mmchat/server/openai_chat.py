@@ -30,10 +30,10 @@ class ImageUrl(Body):
 class Part(Body):
     type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
     text: str | None = None
-    image_url: Annotated[ImageUrl, plain(lambda url: {"url": url})] | None = None
+    image_url: Annotated[ImageUrl, plain(lambda url: {"url": url}, dict)] | None = None
 
 
-_TEXT = plain(lambda text: [{"type": "text", "text": text}])
+_TEXT = plain(lambda text: [{"type": "text", "text": text}], list)
 Parts = Annotated[list[Part], at_most(limits.REQUEST_PARTS), _TEXT]
 
 

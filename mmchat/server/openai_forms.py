@@ -6,11 +6,12 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.errors import quoted
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
@@ -43,11 +44,13 @@ class Chatted(Streamed):
     tools: Tools = []
     tool_choice: Any = "auto"
     parallel_tool_calls: Bool = True
+    flat_tools: ClassVar[bool] = False  # without `function` around each
     top_logprobs: Logprobs | None = None
 
     @property
     def plan(self) -> Plan:
-        return plan_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        choice, parallel = self.tool_choice, self.parallel_tool_calls
+        return plan_of(self.tools, choice, parallel, self.flat_tools)
 
 
 class JsonSchema(Body):
@@ -100,7 +103,10 @@ def served_name(call: Call) -> str:
     if asked is not None and not isinstance(asked, str):
         raise invalid("model", "model: input should be a valid string")
     if call.service.options.strict_model and not is_known(call, asked or ""):
-        raise ApiError("model_not_found", f"this server has {' and '.join(names(call))}", "model")
+        served = f"this server has {' and '.join(names(call))}"
+        if not asked:
+            raise invalid("model", f"model is missing; {served}")
+        raise ApiError("model_not_found", f"there is no model {quoted(asked)}; {served}", "model")
     return call.served.names.listed[0]
 
 

@@ -36,7 +36,7 @@ Event = tuple[str, Fields]  # its name, and what it says
 _LOGPROBS = "message.output_text.logprobs"
 
 
-_ITEM = plain(lambda text: [{"role": "user", "content": text}])
+_ITEM = plain(lambda text: [{"role": "user", "content": text}], list)
 
 
 class Item(ChatMessage):
@@ -54,6 +54,7 @@ class TextOptions(Body):
 
 
 class ResponseRequest(forms.Chatted):
+    flat_tools = True
     input: Annotated[list[Item], at_most(limits.REQUEST_MESSAGES, 1), _ITEM]
     instructions: str | None = None
     max_output_tokens: Length | None = None

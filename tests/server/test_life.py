@@ -16,7 +16,6 @@ from mmchat import limits
 from mmchat.engine.room import DEVICE_ROWS, Room, device_rows
 from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
-from mmchat.server.models import REFUSED
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
@@ -204,6 +203,14 @@ def test_memory_for_three_writes_three_at_once(serve):
         assert [task.result().status for task in tasks] == [200] * 10
         refused = await begin(app, 1_500)
         assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert "ask for a shorter answer (max_tokens), " in refused.json()["error"]["message"]
+        for path, asked, field in (
+            ("/v1/responses", {"input": "x", "max_output_tokens": 1_500}, "max_output_tokens"),
+            ("/api/generate", {"prompt": "x", "options": {"num_predict": 1_500}}, "num_predict"),
+        ):
+            sent = json.dumps({"model": "tiny", **asked}).encode()
+            told = (await call(app, scope("POST", path), [sent])).body.decode()
+            assert f"ask for a shorter answer ({field}), " in told
 
     asyncio.run(run())
     assert 1 < most <= 3
@@ -273,9 +280,8 @@ def test_while_the_model_is_loaded_it_says_so():
     assert ask_now(app, "GET", "/health").status == 503
     assert ask_now(app, "GET", "/health").json() == {"status": "loading"}
     beside = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x"}}
-    without_a_model = {"/api/version", *(f"/api/{name}" for name in REFUSED)}
     for method, path, _ in ROUTES:
-        if path in without_a_model:
+        if path == "/api/version":
             continue
         body = {
             "messages": [],

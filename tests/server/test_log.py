@@ -15,6 +15,10 @@ import pytest
 
 from mmchat.cli import console
 from mmchat.server import log
+from mmchat.server.app import make_app
+from mmchat.server.options import ServerOptions
+from mmchat.server.service import Service
+from tests.server.asgi import ask
 
 
 @pytest.fixture
@@ -51,6 +55,24 @@ def test_failures_that_nobody_waits_for_are_told_by_their_place(lines, capfd):
     thread.join()
     assert [line.partition(":")[0] for line in lines] == ["RuntimeError in fails"] * 3
     assert "canary" not in "".join(lines) + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "line"),
+    [
+        ("GET", "/health", "GET /health 503"),
+        ("GET", "/secret", "GET (unknown) 404"),
+        ("HEAD", "/api/chat", "HEAD /api/chat 405"),
+        ("PUT", "/secret", "- (refused) 405"),
+        ("DELETE", "/api/delete", "DELETE (refused) 501"),
+        ("POST", "/api/blobs/secret", "POST (refused) 501"),
+    ],
+)
+def test_a_line_has_the_method_and_a_route_as_declared(lines, monkeypatch, method, path, line):
+    monkeypatch.setattr(log.logger, "level", log.logger.level)  # as it is again behind this
+    log.logger.setLevel(logging.INFO)
+    ask(make_app(Service(ServerOptions())), method, path)
+    assert [one.partition(" 0 tokens")[0] for one in lines] == [f"- {line}"]
 
 
 def test_a_line_while_the_model_loads_stands_alone(monkeypatch):

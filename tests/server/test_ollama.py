@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from mmchat import limits
 from mmchat.checkpoints import ollama_folder
 from mmchat.checkpoints.ollama_folder import OllamaModel
 from mmchat.engine.sampling import SamplingParams
@@ -19,9 +20,11 @@ from mmchat.server import service as service_module
 from mmchat.server.app import make_app
 from mmchat.server.ollama import Options
 from mmchat.server.options import ServerOptions
+from mmchat.server.service import Service
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 GREEDY = {"temperature": 0}
+BLOB = f"/api/blobs/sha256:{64 * '0'}"
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +247,9 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_messages(client):
         ("chat", {"messages": [user()], "options": {"num_ctx": True}}, 400, "num_ctx"),
         ("chat", {"messages": [user()], "options": {"stop": ["a"] * 17}}, 400, "stop"),
         ("chat", {"messages": [user()], "options": {"stop": "a" * 1025}}, 400, "stop.0"),
-        ("chat", {"messages": [user()], "options": {"num_ctx": 5}}, 400, "the context 5"),
+        ("chat", {"messages": [user()], "options": {"num_ctx": 5}}, 400, "or raise num_ctx"),
+        ("chat", {"messages": [user("x " * 9_999)]}, 400, "or raise the server's --max-seq-len"),
+        ("chat", {"messages": [user()], "format": 5}, 400, "should be a string or an object"),
         ("chat", {"messages": [user()], "stream": "yes"}, 400, "stream"),
         ("chat", {"messages": [user()], "keep_alive": []}, 400, "keep_alive"),
         ("generate", {"prompt": "x", "suffix": "y"}, 400, "suffix"),
@@ -270,6 +275,47 @@ def test_what_is_wrong_is_said_in_ollamas_form(client, route, body, status, text
     assert response.status_code == status, response.text
     assert response.json().keys() == {"error"}
     assert text in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [("POST", f"/api/{name}") for name in ("push", "create", "copy", "embed", "embeddings")]
+    + [("DELETE", "/api/delete"), ("HEAD", BLOB), ("POST", BLOB)],
+)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"json": {"model": "tiny"}},
+        {"content": b"GGUF\x00\xff"},
+        {"headers": {"content-length": str(limits.REQUEST_BYTES + 1)}, "content": b""},
+    ],
+)
+def test_models_are_not_managed_by_any_route_of_ollama(client, method, route, sent):
+    """Whatever is sent: a blob is a file of weights, which is not even read."""
+    response = client.request(method, route, **sent)
+    assert response.status_code == 501
+    if method != "HEAD":
+        text = "models are not managed over the network, nor embedded"
+        assert response.json() == {"error": text}
+    assert client.request(method, f"{route}/more").status_code in (404, 405)
+
+
+def test_who_may_not_ask_is_not_told_what_is_not_done():
+    app = make_app(Service(ServerOptions(keys={"me": "x" * 20})))
+    guarded = TestClient(app, base_url="http://localhost")
+    assert guarded.request("DELETE", "/api/delete").status_code == 401
+    assert guarded.request("DELETE", "/api/chat").status_code == 405
+
+
+def test_what_is_shown_is_what_is_used(client, service, monkeypatch):
+    shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
+    assert shown == "temperature 0.8\ntop_k 40\ntop_p 0.9"
+    settings = Options().sampling(5)
+    assert shown == "\n".join(f"{name} {value}" for name, value in settings.items())
+    monkeypatch.setattr(service, "ollama_sampling", {"top_p": 0.5})
+    shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
+    assert shown == "temperature 0.8\ntop_k 40\ntop_p 0.5"
 
 
 @pytest.mark.parametrize(

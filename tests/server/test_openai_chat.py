@@ -88,6 +88,19 @@ def test_what_is_wrong_is_named(client, changed, param):
     assert "dictionary" not in error["message"]  # JSON has objects
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (about(5), "messages.0.content.1.image_url: input should be a string or an object"),
+        ({"messages": [{"role": "user", "content": 5}]}, "content: input should be a string or a"),
+        ({"stop": 5}, "stop: input should be a string or a list"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function: field required"),
+    ],
+)
+def test_all_that_a_field_may_be_is_said(client, changed, message):
+    assert message in client.post(CHAT, json={**HELLO, **changed}).json()["error"]["message"]
+
+
 def ask(client, status=200, **changed):
     response = client.post(CHAT, json={**HELLO, **changed})
     assert response.status_code == status, response.text
@@ -205,6 +218,7 @@ def test_a_prompt_without_room_is_told_with_its_numbers(client):
     error = ask(client, 400, messages=[{"role": "user", "content": "word " * 3_000}])["error"]
     assert error["code"] == "context_length_exceeded"
     assert "2048" in error["message"].replace(",", "")
+    assert error["message"].endswith("or raise the server's --max-seq-len")  # no client can
 
 
 def test_a_second_turn_reads_only_what_is_new(client, dog):
@@ -226,7 +240,13 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     strict = TestClient(make_app(service), base_url="http://localhost")
     for model in ("tiny", "mllama-tiny", "TINY"):
         assert ask(strict, model=model)["model"] == "tiny"
-    assert ask(strict, 404, model="gpt-4o")["error"]["code"] == "model_not_found"
+    other = ask(strict, 404, model="gpt-4o")["error"]
+    assert other["code"] == "model_not_found"
+    assert other["message"] == "there is no model 'gpt-4o'; this server has tiny and mllama-tiny"
+    for missing in ({}, {"model": None}, {"model": ""}):
+        refused = ask(strict, 400, **missing)["error"]
+        assert refused["message"] == "model is missing; this server has tiny and mllama-tiny"
+        assert refused["param"] == "model"
     assert ask(client, 400, model=5)["error"]["param"] == "model"
     service.close()
     listed = client.get("/v1/models").json()

@@ -118,7 +118,7 @@ def test_the_log_has_a_line_for_each_request_and_no_word_of_it():
         assert served.end() == 0
     text = "".join(served.lines)
     assert "key POST /v1/chat/completions 200 3 tokens" in text
-    assert " - - 401 0 tokens" in text
+    assert " - GET (refused) 401 0 tokens" in text
     assert "canary" not in text
     assert "the-key" not in text
 

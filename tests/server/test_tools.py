@@ -256,6 +256,11 @@ def test_a_choice_says_what_is_shown_and_what_must_come():
         ([function(name="a b")], None, "tools.0.function.name"),
         ([function(name="x" * 65)], None, "tools.0.function.name"),
         ([function(), {"type": "function", "name": 3}], None, "tools.1.name"),
+        ([{"type": "function"}], None, "tools.0.function"),
+        ([{"type": "function", "function": None}], None, "tools.0.function"),
+        ([{"type": "function", "function": 5}], None, "tools.0.function"),
+        ([{"type": "function", "function": 5, "name": "x"}], None, "tools.0.function"),
+        ([{"type": "function", "function": {}}], None, "tools.0.function.name"),
         ([function(parameters=[])], None, "tools.0.function.parameters"),
         ([function(description=3)], None, "tools.0.function.description"),
         ([function(), function()], None, "tools"),
@@ -269,6 +274,15 @@ def test_what_means_nothing_is_refused_by_its_field(tools, choice, param):
     with pytest.raises(ApiError) as caught:
         plan_of(tools, choice)
     assert caught.value.param == param
+
+
+def test_a_tool_of_responses_without_a_name_lacks_that():
+    with pytest.raises(ApiError) as caught:
+        plan_of([{"type": "function"}], flat=True)
+    assert (caught.value.param, str(caught.value)) == (
+        "tools.0.name",
+        "tools.0.name: field required",
+    )
 
 
 CITY = {
