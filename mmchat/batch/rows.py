@@ -8,6 +8,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from mmchat import limits
 from mmchat.chat.foreign import sources_of
 from mmchat.errors import ImageError, UsageError, quoted
-from mmchat.images.sources import holds_picture, read_source
+from mmchat.images.sources import file_of, holds_picture, read_source
 from mmchat.input_text import NotTextError, decoded
 from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import Where, parse_object
@@ -52,6 +53,10 @@ class Asked:
                 found.update(sha256(read_source(image, allow_fetch=False).data).digest())
             except ImageError:  # an address; or whoever answers the row says why
                 found.update(b"-")
+        for place in sources_of((self.body or {}).get("messages")):  # the rest is in the body
+            with suppress(ImageError, ValueError, RuntimeError):
+                if file_of(place):
+                    found.update(sha256(read_source(place).data).digest())
         return found.hexdigest()[:32]
 
 

@@ -178,3 +178,15 @@ def test_a_digest_is_of_the_content_and_the_words():
     draw("a.png", colour=(1, 2, 3))
     assert one.digest() != before
     assert Asked(("https://example.org/a.png",)).digest()  # without the network
+
+
+def test_a_digest_is_of_the_files_that_a_body_names_too():
+    draw("a.png")
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}]
+    one = Asked(body={"messages": [{"role": "user", "content": parts}]})
+    before = one.digest()
+    assert before == one.digest()
+    draw("a.png", colour=(1, 2, 3))
+    assert one.digest() != before
+    parts[0]["image_url"]["url"] = "https://example.org/a.png"
+    assert one.digest()  # without the network
