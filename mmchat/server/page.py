@@ -18,6 +18,7 @@ from mmchat.server.fields import read
 from mmchat.server.openai_chat import Messages
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.stream import Json
+from mmchat.tokenizers.base import clean_text
 
 FOLDER = Path(__file__).with_name("page")
 _TYPES = {
@@ -91,6 +92,7 @@ async def heat(call: Call) -> Response:
     """`{"messages": …, "answer": …}` -> where the answer looked. It is one more request."""
     heats.check_heat(call)
     asked = await call.digest(read, Answered, call.body)
-    looking = await begin(call, Ask(await call.digest(asked.asked), look=asked.answer))
+    answer = await call.digest(clean_text, asked.answer)  # whose words are found by their place
+    looking = await begin(call, Ask(await call.digest(asked.asked), look=answer))
     asked.messages.clear()
-    return Json({"heat": await heats.told(looking, asked.answer)})
+    return Json({"heat": await heats.told(looking, answer)})

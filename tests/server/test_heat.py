@@ -137,6 +137,12 @@ def test_what_is_wrong_is_named(client, earlier, changed, param):
     assert param is None or error["param"] == param
 
 
+def test_half_of_a_surrogate_pair_in_the_answer_is_no_failure(client, earlier):
+    body = json.dumps({**earlier, "answer": "A \ud83d dog."})
+    words = client.post("/page/heat", content=body).json()["heat"]["words"]
+    assert [word["text"] for word in words] == ["A", "\ufffd", "dog."]
+
+
 def test_numbers_are_bounded(client, earlier, monkeypatch):
     """Words behind the bound are told without heat; half a character is none."""
     [grid] = client.post("/page/heat", json=earlier).json()["heat"]["pictures"]
