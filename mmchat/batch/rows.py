@@ -43,7 +43,11 @@ class Asked:
     def sources(self) -> Iterator[str]:
         """Of all its pictures, those in a body too."""
         yield from self.images
-        yield from sources_of((self.body or {}).get("messages"))
+        yield from self._in_body
+
+    @property
+    def _in_body(self) -> Iterator[str]:
+        return sources_of((self.body or {}).get("messages"))
 
     def digest(self) -> str:
         """Names what is asked: texts, and the bytes of files. Nothing is fetched for it."""
@@ -53,7 +57,7 @@ class Asked:
                 found.update(sha256(read_source(image, allow_fetch=False).data).digest())
             except ImageError:  # an address; or whoever answers the row says why
                 found.update(b"-")
-        for place in sources_of((self.body or {}).get("messages")):  # the rest is in the body
+        for place in self._in_body:  # all but the bytes of files is in the body
             with suppress(ImageError, ValueError, RuntimeError):
                 if file_of(place):
                     found.update(sha256(read_source(place).data).digest())

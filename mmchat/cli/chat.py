@@ -213,7 +213,7 @@ def _run_terminal(
         if not loading.is_busy:
             raise
         code = report(error)
-    chat.keeper.start_new()
+    chat.keeper.start_new()  # which removes a chat in which nothing was asked
     if loading.is_busy:
         _leave_now(code)
     return code

@@ -101,15 +101,15 @@ def placement_of(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) ->
 
 
 def prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
-    """Compile the kernels for the CPU, where the model may take them, before anything is timed.
+    """Compile the kernels for the CPU, where the model runs there, before anything is timed.
 
     Returns what to tell the user where there are none and the weights ask for them.
     """
+    if placement.device.type != "cpu":
+        return []
+    native.prepare(options.progress)  # float32 takes them too: for pictures and long prompts
     is_rounded = options.quantize != "none" or options.kv != "auto"
     is_asked = is_rounded or placement.dtype == torch.bfloat16
-    if placement.device.type != "cpu" or not (is_asked or not options.text_only):
-        return []
-    native.prepare(options.progress)  # for pictures in float32 too: compiling takes long
     if not is_asked or native.library() or not native.is_wanted():
         return []
     return [f"slower than it could be, on torch's own kernels: {native.reason()}"]

@@ -57,7 +57,7 @@ def test_compiling_is_said_before_it_begins_and_when_it_is_done(monkeypatch, cap
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"quantize": "int8"}, 1), ({"dtype": "float32"}, 1), ({"text_only": True}, 0)],
+    [({"quantize": "int8"}, 1), ({"dtype": "float32"}, 1), ({"text_only": True}, 1)],
 )
 def test_the_kernels_are_prepared_while_a_model_that_takes_them_is_loaded(
     options, told, monkeypatch, capsys

@@ -316,10 +316,9 @@ def test_a_model_that_would_be_faster_with_the_c_kernels_says_so(monkeypatch):
     assert mmchat.load("tiny", quantize="int8").runtime.notices == []
 
 
-def test_what_pictures_need_is_compiled_while_loading(monkeypatch):
+@pytest.mark.parametrize("text_only", [False, True])
+def test_what_pictures_and_long_prompts_need_is_compiled_while_loading(monkeypatch, text_only):
     told = []
     monkeypatch.setattr(native, "prepare", told.append)
-    mmchat.load("tiny", text_only=True)
-    assert not told
-    mmchat.load("tiny", progress=(progress := lambda *stage: None))
+    mmchat.load("tiny", text_only=text_only, progress=(progress := lambda *stage: None))
     assert told == [progress]
