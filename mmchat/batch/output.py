@@ -44,6 +44,7 @@ class Output:
         self._open = ExitStack()
         self._synced = time.monotonic()
         if read_only:
+            atomic_file.refuse_stdout(path)
             if path.exists():
                 self._read()
             return

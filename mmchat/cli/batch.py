@@ -143,7 +143,8 @@ def batch(
     elif check:
         console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
     else:
-        console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+        _, *others = (f"{count:,} {name}" for name, count in counts.items())
+        console.note(", ".join((plural(len(asked), "row"), *others)))
     if failed or missing:
         raise typer.Exit(code)
 

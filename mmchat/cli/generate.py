@@ -84,6 +84,7 @@ class Shown:
             prompt_input.check_output(self.file, "--output", images)
         if self.draw_boxes is not None:
             prompt_input.check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
+        prompt_input.refuse_one_file("--output", self.file, "--draw-boxes", self.draw_boxes)
 
 
 def generate(

@@ -143,6 +143,14 @@ def refuse_overwriting(
                 raise UsageError(f"{option} {str(output)!r} would replace {what}")
 
 
+def refuse_one_file(option: str, file: Path | None, other: str, second: Path | None) -> None:
+    """Raises UsageError if two options would write one regular file."""
+    if file is None or second is None or os.path.realpath(file) != os.path.realpath(second):
+        return
+    if file.is_file() or not file.exists():  # /dev/null may be both
+        raise UsageError(f"{option} and {other} would both write {str(file)!r}; name two files")
+
+
 def keep_own_files(
     output: Path | None, option: str, model: LoadOptions, schema: str | None = None
 ) -> None:

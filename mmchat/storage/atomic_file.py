@@ -17,8 +17,7 @@ def check_writable(path: Path) -> None:
     name, or `-`, which people write for stdout.
     """
     folder = path.parent
-    if path == Path("-"):
-        raise DiskError("cannot write '-': stdout is not possible here; give the name of a file")
+    refuse_stdout(path)
     try:
         target = path if _is_special(path) else folder
     except (OSError, ValueError) as error:
@@ -29,6 +28,12 @@ def check_writable(path: Path) -> None:
         raise DiskError(f"cannot write {str(path)!r}: the folder {str(folder)!r} does not exist")
     if not os.access(target, os.W_OK):
         raise DiskError(f"cannot write {str(path)!r}: no permission to write in {str(folder)!r}")
+
+
+def refuse_stdout(path: Path) -> None:
+    """Raises DiskError for `-`."""
+    if path == Path("-"):
+        raise DiskError("cannot write '-': stdout is not possible here; give the name of a file")
 
 
 def _no_name(path: Path, error: Exception) -> DiskError:

@@ -248,14 +248,22 @@ def test_a_shard_that_is_none_is_refused(batch, shard):
         (("r.jsonl", "-o", "r.jsonl"), "would replace the input"),
         (("a.png", "-p", " "), "the prompt is empty"),
         (("a.png", "-o", "a.png"), "would replace the input"),
+        (("a.png", "-o", "-", "--check"), "cannot write '-': stdout is not possible here"),
     ],
 )
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(batch, args, reason):
     draw("a.png")
     Path("r.jsonl").write_text('{"image": "a.png"}\n')
     done = Command(lambda: None)("batch", *ASK, *args)
-    assert (done.exit_code, batch.loads) == (2, 0)
+    assert (done.exit_code, batch.loads) == (7 if "--check" in args else 2, 0)
     assert reason in done.stderr
+
+
+def test_a_picture_that_is_named_twice_is_asked_about_once(batch):
+    draw("in/a.png")
+    done = Command(lambda: None)("batch", "in", "in/a.png", "in/*.png", *ASK[1:])
+    assert done.exit_code == 0
+    assert "1 row, 1 answered, 0 failed, 0 missing" in done.stderr
 
 
 BODY = '{"custom_id": "x", "body": {"messages": [{"role": "user", "content": [%s]}]}}'

@@ -354,6 +354,19 @@ def test_the_output_may_not_replace_the_picture(mmchat_command, picture):
     assert picture.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("generate", "-p", "x", "-i", "a.png", "--draw-boxes"), ("eval", "scenes", "--wrong")],
+)
+def test_two_outputs_are_two_files(command, mmchat_command, picture, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture.rename("a.png")
+    (tmp_path / "link.png").symlink_to("b.png")
+    done = mmchat_command(*command, "b.png", "-o", "link.png")
+    assert (done.exit_code, mmchat_command.loaded) == (2, [])
+    assert "would both write 'link.png'; name two files" in done.stderr
+
+
 def test_nor_by_its_file_address(mmchat_command, picture):
     address, before = picture.absolute().as_uri(), picture.read_bytes()
     done = mmchat_command("generate", "-p", "x", "-i", address, "-o", str(picture))
