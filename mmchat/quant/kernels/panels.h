@@ -347,61 +347,105 @@ static int64_t lines_of(const Weights *of, int64_t row, int64_t column, const ch
     return count;
 }
 
-static void fill_slab(const Kind *kind, const float *x, Slab *to, int t) {
-    round_token(x, BLOCK, 0, kind->is_split, to->q[t], &to->scale[t], NULL);
-    for (int g = 0; g < BLOCK / kind->group; g++) {
-        const int half = kind->group / 2;
-        const int8_t *first = to->q[t] + g * (kind->is_split ? half : 2 * half);
-        const int8_t *second = first + (kind->is_split ? BLOCK / 2 : half);
-        int32_t total = 0, below = 0;
-        for (int i = 0; i < half; i++) {
-            total += first[i] + second[i];
-            below -= (first[i] < 0 ? first[i] : 0) + (second[i] < 0 ? second[i] : 0);
-        }
-        if (kind->has_zero)
+// What is taken from the products of each group, or its sum. group: of `kind`, as a constant.
+INLINE void fill_groups(const int group, const Kind kind, Slab *to, int t) {
+    const int half = group / 2;
+    for (int g = 0; g < BLOCK / group; g++) {
+        const int8_t *first = to->q[t] + g * (kind.is_split ? half : 2 * half);
+        const int8_t *second = first + (kind.is_split ? BLOCK / 2 : half);
+        int8_t q[64];
+        memcpy(q, first, half), memcpy(q + half, second, half);
+        int32_t total = 0;
+        if (is_turned(kind))
+            for (int i = 0; i < group; i++) total -= q[i] < 0 ? q[i] : 0;
+        else
+            for (int i = 0; i < group; i++) total += q[i];
+        if (kind.has_zero)
             to->of[g][t].sum = to->scale[t] * (float)total;
         else
-            to->of[g][t].start = kind->is_signed ? below : -kind->offset * total;
+            to->of[g][t].start = kind.is_signed ? total : -kind.offset * total;
     }
-    for (int i = 0; i < BLOCK && kind->is_parted; i++) to->q[t][i] ^= -128;
-    for (int i = 0; i < BLOCK && is_turned(*kind); i++) {
+}
+
+static void fill_slab(const Kind kind, const float *x, Slab *to, int t) {
+    round_token(x, BLOCK, 0, kind.is_split, to->q[t], &to->scale[t], NULL);
+    if (kind.is_parted) {
+        for (int i = 0; i < BLOCK; i++) to->q[t][i] ^= -128;
+        return;
+    }
+    if (kind.group == 16) fill_groups(16, kind, to, t);
+    if (kind.group == 32) fill_groups(32, kind, to, t);
+    if (kind.group == 64) fill_groups(64, kind, to, t);
+    for (int i = 0; i < BLOCK && is_turned(kind); i++) {
         to->turned[t][i] = to->q[t][i] < 0 ? -1 : 0;
         to->q[t][i] = (int8_t)(to->q[t][i] < 0 ? -to->q[t][i] : to->q[t][i]);
     }
 }
 
+// The sums of a token with PANEL rows from n on, or as many as there are.
+INLINE void write_rows(const Weights *of, int64_t n, const float *sums, float *y) {
+    const int count = of->N - n < PANEL ? (int)(of->N - n) : PANEL;
+    if (!of->row_scale)
+        memcpy(y + n, sums, sizeof(float) * (size_t)count);
+    else
+        for (int r = 0; r < count; r++) y[n + r] = sums[r] * of->row_scale[n + r];
+}
+
+// How M tokens are dealt to tiles: the first `full` have `most` each, the others `least`.
+typedef struct {
+    int64_t count, most, least, full;
+} Tiling;
+
+static Tiling tiling_of(int64_t M) {
+    const int64_t count = (M + MOST - 1) / MOST;
+    const int64_t most = (M + count - 1) / count;  // 8 are 4 and 4, not 6 and 2
+    // 64 are 9 of 6 and 2 of 5. Matrix units take the same time for both, smaller ones no tile knows
+    const int64_t least = MOST < 16 && most > MOST - 2 ? most - 1 : most;
+    return (Tiling){count, most, least, least < most ? M - count * least : count};
+}
+
+INLINE int64_t first_of(Tiling of, int64_t tile) {
+    return tile < of.full ? tile * of.most : of.full * of.most + (tile - of.full) * of.least;
+}
+
+INLINE int64_t tile_of(Tiling of, int64_t m) {
+    const int64_t others = m - of.full * of.most;
+    return others < 0 ? m / of.most : of.full + others / of.least;
+}
+
 // Returns 0, or 1 when there is no memory for the activations.
 static int many_products(const Kind *kind, const Weights *of, const float *x, float *y, int64_t M,
                          int threads) {
-    const int64_t N = of->N, K = of->K, tiles = (M + MOST - 1) / MOST;
-    const int64_t together = SPAN / BLOCK, spans = (K + SPAN - 1) / SPAN;
-    const int64_t each = (M + tiles - 1) / tiles;  // 8 are 4 and 4, not 6 and 2
-    PanelTile *const tile = of->tile[each > MOST - 2 ? MOST - each : 2];
-    Slab *slabs = aligned_alloc(64, sizeof(Slab) * (size_t)(spans * tiles * together));
+    const int64_t N = of->N, K = of->K, together = SPAN / BLOCK, spans = (K + SPAN - 1) / SPAN;
+    const Tiling tiling = tiling_of(M);
+    Slab *slabs = aligned_alloc(64, sizeof(Slab) * (size_t)(spans * tiling.count * together));
     if (!slabs) return 1;
     for (int64_t s = 0; s < spans; s++) {  // the last tile may not be full
-        Slab *const last = slab_after(*kind, slabs, (s * tiles + tiles - 1) * together);
+        Slab *const last =
+            slab_after(*kind, slabs, (s * tiling.count + tiling.count - 1) * together);
         memset(last, 0, (size_t)((char *)slab_after(*kind, last, together) - (char *)last));
     }
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (int64_t m = 0; m < M; m++)
+        for (int64_t m = 0; m < M; m++) {
+            const int64_t tile = tile_of(tiling, m), first = tile * together;
             for (int64_t b = 0; b < K / BLOCK; b++) {
-                const int64_t place = (b / together * tiles + m / each) * together + b % together;
-                fill_slab(kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
-                          (int)(m % each));
+                const int64_t place = b / together * tiling.count * together + first + b % together;
+                fill_slab(*kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
+                          (int)(m - first_of(tiling, tile)));
             }
+        }
 #ifdef HAVE_AMX
-        configure(*kind, (int)each);
+        configure(*kind, (int)tiling.most);
 #endif
         Panel panel;
         const char *line[MOST_LINES];
         float sums[TOGETHER * MANY_TILES * MOST * PANEL] __attribute__((aligned(64)));
-        for (int64_t t0 = 0; t0 < tiles; t0 += MANY_TILES) {
-            const int64_t count = tiles - t0 < MANY_TILES ? tiles - t0 : MANY_TILES;
-            const int64_t m0 = t0 * each, tokens = M - m0 < count * each ? M - m0 : count * each;
-            const int64_t size = count * each * PANEL;  // sums of a panel
+        for (int64_t t0 = 0; t0 < tiling.count; t0 += MANY_TILES) {
+            const int64_t count = tiling.count - t0 < MANY_TILES ? tiling.count - t0 : MANY_TILES;
+            const int64_t m0 = first_of(tiling, t0), m1 = first_of(tiling, t0 + count);
+            const int64_t size = (m1 - m0) * PANEL;  // sums of a panel
 #pragma omp for schedule(static) nowait
             for (int64_t n0 = 0; n0 < N; n0 += TOGETHER * PANEL) {
                 const int64_t rows = N - n0 < TOGETHER * PANEL ? N - n0 : TOGETHER * PANEL;
@@ -417,17 +461,18 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
                     const int64_t blocks = columns / BLOCK, slots = blocks * count;
                     Ahead ahead = {line, (lines + slots - 1) / slots};
                     of->unpack(of, n0 + p * PANEL, k, columns, &panel);
-                    for (int64_t t = 0; t < count; t++, ahead.line += blocks * ahead.each) {
+                    for (int64_t t = t0; t < t0 + count; t++, ahead.line += blocks * ahead.each) {
                         if (ahead.line + blocks * ahead.each > line + lines) ahead.each = 0;
-                        const int64_t place = (k / SPAN * tiles + t0 + t) * together;
-                        tile(&panel, slab_after(*kind, slabs, place), columns, (int)each, ahead,
-                             sums + p * size + t * each * PANEL);
+                        const int64_t tokens = t < tiling.full ? tiling.most : tiling.least;
+                        const int64_t place = (k / SPAN * tiling.count + t) * together;
+                        PanelTile *const tile = of->tile[tokens > MOST - 2 ? MOST - tokens : 2];
+                        tile(&panel, slab_after(*kind, slabs, place), columns, (int)tokens, ahead,
+                             sums + p * size + (first_of(tiling, t) - m0) * PANEL);
                     }
                 }
-                for (int64_t t = 0; t < tokens; t++)
-                    for (int64_t r = 0; r < rows; r++)
-                        y[(m0 + t) * N + n0 + r] = sums[r / PANEL * size + t * PANEL + r % PANEL] *
-                                                   (of->row_scale ? of->row_scale[n0 + r] : 1.0f);
+                for (int64_t m = m0; m < m1 && m < M; m++)
+                    for (int64_t r = 0; r < rows; r += PANEL)
+                        write_rows(of, n0 + r, sums + r / PANEL * size + (m - m0) * PANEL, y + m * N);
             }
         }
 #ifdef HAVE_AMX
