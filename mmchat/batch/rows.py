@@ -104,7 +104,7 @@ def read_rows(
 ) -> list[Row]:
     """The rows of all inputs. Raises UsageError if one is none, or two have one `custom_id`.
 
-    A picture that is named twice, in a folder and by itself perhaps, is one row.
+    What is named twice, a picture in a folder and by itself perhaps, is one row.
     check: is called with what each row asks, also where that is read again when it is its turn.
     """
     rows: dict[str, Row] = {}
@@ -114,7 +114,7 @@ def read_rows(
             holds_rows = True
             check(asked)
             other = rows.setdefault(row.custom_id, row)
-            if (other.line[0] or row.line[0]) and other is not row:
+            if other != row:
                 places = " and ".join(r.place for r in (other, row))
                 raise UsageError(
                     f"two rows have the custom_id {quoted(row.custom_id)}: {places}; give each its"

@@ -143,8 +143,8 @@ def batch(
     elif check:
         console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
     else:
-        _, *others = (f"{count:,} {name}" for name, count in counts.items())
-        console.note(", ".join((plural(len(asked), "row"), *others)))
+        told = (f"{count:,} {name}" for name, count in counts.items() if name != "rows")
+        console.note(", ".join((plural(len(asked), "row"), *told)))
     if failed or missing:
         raise typer.Exit(code)
 

@@ -248,21 +248,31 @@ def test_a_shard_that_is_none_is_refused(batch, shard):
         (("r.jsonl", "-o", "r.jsonl"), "would replace the input"),
         (("a.png", "-p", " "), "the prompt is empty"),
         (("a.png", "-o", "a.png"), "would replace the input"),
-        (("a.png", "-o", "-", "--check"), "cannot write '-': stdout is not possible here"),
     ],
 )
 def test_wrong_arguments_are_refused_before_a_model_is_loaded(batch, args, reason):
     draw("a.png")
     Path("r.jsonl").write_text('{"image": "a.png"}\n')
     done = Command(lambda: None)("batch", *ASK, *args)
-    assert (done.exit_code, batch.loads) == (7 if "--check" in args else 2, 0)
+    assert (done.exit_code, batch.loads) == (2, 0)
     assert reason in done.stderr
 
 
-def test_a_picture_that_is_named_twice_is_asked_about_once(batch):
+@pytest.mark.parametrize("more", [(), ("--check",)])
+def test_answers_go_to_no_stdout(batch, more):
+    draw("a.png")
+    done = Command(lambda: None)("batch", "a.png", *ASK[1:-1], "-", *more)
+    assert (done.exit_code, done.stdout, batch.loads) == (7, "", 0)
+    assert "cannot write '-': stdout is not possible here" in done.stderr
+
+
+@pytest.mark.parametrize("inputs", [("in", "in/a.png", "in/*.png"), ("r.jsonl", "r.jsonl")])
+def test_what_is_named_twice_is_asked_once(batch, inputs):
     draw("in/a.png")
-    done = Command(lambda: None)("batch", "in", "in/a.png", "in/*.png", *ASK[1:])
+    Path("r.jsonl").write_text('{"image": "in/a.png"}\n')
+    done = Command(lambda: None)("batch", *inputs, *ASK[1:])
     assert done.exit_code == 0
+    assert len(batch.rows) == 1
     assert "1 row, 1 answered, 0 failed, 0 missing" in done.stderr
 
 

@@ -367,6 +367,11 @@ def test_two_outputs_are_two_files(command, mmchat_command, picture, tmp_path, m
     assert "would both write 'link.png'; name two files" in done.stderr
 
 
+def test_what_keeps_nothing_may_be_both(mmchat_command):
+    both = ("-o", "/dev/null", "--wrong", "/dev/null")
+    assert mmchat_command("eval", "scenes", "--limit", "1", *both).exit_code == 0
+
+
 def test_nor_by_its_file_address(mmchat_command, picture):
     address, before = picture.absolute().as_uri(), picture.read_bytes()
     done = mmchat_command("generate", "-p", "x", "-i", address, "-o", str(picture))

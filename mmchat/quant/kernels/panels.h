@@ -347,36 +347,27 @@ static int64_t lines_of(const Weights *of, int64_t row, int64_t column, const ch
     return count;
 }
 
-// What is taken from the products of each group, or its sum. group: of `kind`, as a constant.
-INLINE void fill_groups(const int group, const Kind kind, Slab *to, int t) {
-    const int half = group / 2;
-    for (int g = 0; g < BLOCK / group; g++) {
-        const int8_t *first = to->q[t] + g * (kind.is_split ? half : 2 * half);
-        const int8_t *second = first + (kind.is_split ? BLOCK / 2 : half);
-        int8_t q[64];
-        memcpy(q, first, half), memcpy(q + half, second, half);
-        int32_t total = 0;
-        if (is_turned(kind))
-            for (int i = 0; i < group; i++) total -= q[i] < 0 ? q[i] : 0;
-        else
-            for (int i = 0; i < group; i++) total += q[i];
-        if (kind.has_zero)
-            to->of[g][t].sum = to->scale[t] * (float)total;
-        else
-            to->of[g][t].start = kind.is_signed ? total : -kind.offset * total;
-    }
-}
-
-static void fill_slab(const Kind kind, const float *x, Slab *to, int t) {
-    round_token(x, BLOCK, 0, kind.is_split, to->q[t], &to->scale[t], NULL);
-    if (kind.is_parted) {
+static void fill_slab(const Kind *kind, const float *x, Slab *to, int t) {
+    round_token(x, BLOCK, 0, kind->is_split, to->q[t], &to->scale[t], NULL);
+    if (kind->is_parted) {  // `start` of the panel is what is taken away
         for (int i = 0; i < BLOCK; i++) to->q[t][i] ^= -128;
         return;
     }
-    if (kind.group == 16) fill_groups(16, kind, to, t);
-    if (kind.group == 32) fill_groups(32, kind, to, t);
-    if (kind.group == 64) fill_groups(64, kind, to, t);
-    for (int i = 0; i < BLOCK && is_turned(kind); i++) {
+    for (int g = 0; g < BLOCK / kind->group; g++) {
+        const int half = kind->group / 2;
+        const int8_t *first = to->q[t] + g * (kind->is_split ? half : 2 * half);
+        const int8_t *second = first + (kind->is_split ? BLOCK / 2 : half);
+        int32_t total = 0, below = 0;
+        for (int i = 0; i < half; i++) {
+            total += first[i] + second[i];
+            below -= (first[i] < 0 ? first[i] : 0) + (second[i] < 0 ? second[i] : 0);
+        }
+        if (kind->has_zero)
+            to->of[g][t].sum = to->scale[t] * (float)total;
+        else
+            to->of[g][t].start = kind->is_signed ? below : -kind->offset * total;
+    }
+    for (int i = 0; i < BLOCK && is_turned(*kind); i++) {
         to->turned[t][i] = to->q[t][i] < 0 ? -1 : 0;
         to->q[t][i] = (int8_t)(to->q[t][i] < 0 ? -to->q[t][i] : to->q[t][i]);
     }
@@ -399,7 +390,8 @@ typedef struct {
 static Tiling tiling_of(int64_t M) {
     const int64_t count = (M + MOST - 1) / MOST;
     const int64_t most = (M + count - 1) / count;  // 8 are 4 and 4, not 6 and 2
-    // 64 are 9 of 6 and 2 of 5. Matrix units take the same time for both, smaller ones no tile knows
+    // 64 are 9 of 6 and 2 of 5. Not where `tile` of Weights has none that is smaller, nor for matrix
+    // units, to which both are the same.
     const int64_t least = MOST < 16 && most > MOST - 2 ? most - 1 : most;
     return (Tiling){count, most, least, least < most ? M - count * least : count};
 }
@@ -432,7 +424,7 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
             const int64_t tile = tile_of(tiling, m), first = tile * together;
             for (int64_t b = 0; b < K / BLOCK; b++) {
                 const int64_t place = b / together * tiling.count * together + first + b % together;
-                fill_slab(*kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
+                fill_slab(kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
                           (int)(m - first_of(tiling, tile)));
             }
         }
