@@ -148,6 +148,11 @@ class Server:
             "files": self.process.num_fds(),
         }
 
+    async def held_idle(self) -> dict[str, int]:
+        """The same once the server has given back what it freed."""
+        await asyncio.sleep(2)
+        return self.held
+
     @property
     def faults(self) -> list[str]:
         """What its log says of failures that are nobody's request."""

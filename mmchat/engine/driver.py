@@ -11,10 +11,12 @@ from mmchat.engine.engine import Engine
 from mmchat.engine.events import Event, Finished
 from mmchat.engine.request import Answer, Request
 from mmchat.errors import MmchatError
+from mmchat.hardware.memory import return_freed_memory
 
 T = TypeVar("T")
 # Gives requests, is sent their ends or their errors, and returns what came of it.
 Talk = Generator[Request, Finished, T]
+_IDLE_SECONDS = 1.0  # then nobody is in the middle of a conversation that the next block serves
 
 
 def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Event]]:
@@ -182,8 +184,14 @@ class EngineThread:
 
     def _has_work(self) -> bool:
         """Wait until there is something to do; False once it is closed."""
+        if not self._is_called(_IDLE_SECONDS):
+            return_freed_memory()
+            self._is_called()
+        return not self._is_closing
+
+    def _is_called(self, seconds: float | None = None) -> bool:
+        """Wait until there is something to do or it is closed; False if time ran out before."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._is_closing or any(engine.has_work for engine in self.engines)
+            return self._changed.wait_for(
+                lambda: self._is_closing or any(engine.has_work for engine in self.engines), seconds
             )
-            return not self._is_closing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +81,18 @@ def peak_memory(device: torch.device) -> int:
     if own is not None:
         return own * 1024
     import resource
-    import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed_memory() -> None:
+    """Give the system back what was freed and is kept for later, where GNU's C library keeps it.
+
+    It keeps blocks of up to 32 MiB: hundreds of MiB after many prompts and pictures. Takes some ms.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(ctypes.c_size_t(0))
 
 
 def _machine(root: Path) -> tuple[int, int] | None:

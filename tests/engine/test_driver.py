@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mmchat.engine import driver
 from mmchat.engine.driver import EngineThread
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished
@@ -127,6 +128,19 @@ def test_what_can_never_fit_is_refused_at_once():
         with pytest.raises(MemoryError_):
             thread.submit(request(1, most=5_000))
         assert thread.is_alive
+
+
+def test_memory_goes_back_once_when_nobody_asks_any_more(monkeypatch):
+    returned = []
+    monkeypatch.setattr(driver, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(driver, "return_freed_memory", lambda: returned.append(time.monotonic()))
+    with EngineThread(Engine(fake_model(), rows=1)) as thread:
+        for rounds in (1, 2):
+            asked = request(1, 2)
+            assert last(thread.read(asked)) == expected(asked.prompt, 12)
+            wait_for(lambda rounds=rounds: len(returned) == rounds)
+            time.sleep(0.2)
+            assert len(returned) == rounds
 
 
 def test_closing_ends_every_answer():

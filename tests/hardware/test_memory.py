@@ -1,6 +1,7 @@
 """What the kernel's files say about memory, as written down from machines of each kind."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,25 @@ print(peak_memory(types.SimpleNamespace(type="cpu")))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert 1_000_000 < int(done.stdout) < len(large) / 2
+
+
+@pytest.mark.process
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep little")
+def test_freed_memory_goes_back():
+    program = """
+from pathlib import Path
+from mmchat.hardware.memory import return_freed_memory
+def held(): return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+blocks = [b"x" * 100_000 for _ in range(2_000)]
+del blocks[:-1]  # the last lies above the others, which keeps them in the heap
+before = held()
+return_freed_memory()
+print(before - held())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 150_000_000
 
 
 @pytest.fixture
