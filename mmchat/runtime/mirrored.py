@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -48,6 +47,8 @@ class Driver:
     def __init__(self, group: Group) -> None:
         self.group = group
         self._numbers = itertools.count()
+        self._life: threading.Thread | None = None
+        self._is_stopping = threading.Event()
         self._gone: list[int] = []  # filled by the garbage collector, in any thread
         # by content hash: who lets the others hold a picture, and its number there
         self._pictures: dict[str, tuple[weakref.ref[Media], int]] = {}
@@ -106,12 +107,17 @@ class Driver:
             with suppress(RankError):  # whoever is next to call is told
                 while self.group.lost is None:
                     self.tell("life")
-                    time.sleep(self.group.timeout / 4)
+                    if self._is_stopping.wait(self.group.timeout / 4):
+                        return
 
-        threading.Thread(target=beat, name="mmchat ranks", daemon=True).start()
+        self._life = threading.Thread(target=beat, name="mmchat ranks", daemon=True)
+        self._life.start()
 
     def stop(self) -> None:
         """Let the others end, as a launcher waits for; one that is gone changes nothing."""
+        self._is_stopping.set()
+        if self._life is not None:
+            self._life.join()  # a thread within torch's code would abort the process as it ends
         if self.group.lost is None:
             with suppress(RankError):
                 self.tell("stop")

@@ -167,6 +167,22 @@ def test_the_end_says_nothing_of_a_rank_that_is_gone_by_then():
     assert group.lost is not None
 
 
+def test_no_sign_of_life_is_given_when_the_end_has_been_told():
+    """Python ends then, and a thread within torch's code would abort the process."""
+
+    def lives() -> bool:
+        return any(thread.name == "mmchat ranks" for thread in threading.enumerate())
+
+    class Heard(ThreadGroup):
+        def announce(self, head: Tensor) -> None: ...
+
+    driver = Driver(Heard(Board(2), 0))
+    driver.show_life()
+    assert lives()
+    driver.stop()
+    assert not lives()
+
+
 def test_a_picture_is_held_while_the_first_of_its_equals_is():
     class Picture:
         content_hash, tensors = "equal", ()
