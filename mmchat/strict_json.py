@@ -23,7 +23,7 @@ from mmchat.errors import MmchatError, ParamsError, quoted
 from mmchat.spelling import closest
 
 MAX_DEPTH = 32
-MAX_INTEGER_DIGITS = 18  # every such integer fits into 64 bits and into a float's range
+_INTEGERS = range(-(2**63), 2**63)
 
 T = TypeVar("T")
 Bounds = Mapping[type, Mapping[str, tuple[float, float]]]
@@ -153,11 +153,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
-        raise ValueError(
-            f"integer with {len(digits):,} digits; at most {MAX_INTEGER_DIGITS} are possible"
-        )
-    return int(digits)
+    # a limit on the digits first: to read very many of them takes long
+    if len(digits) > 20 or (number := int(digits)) not in _INTEGERS:
+        raise ValueError(f"integer {quoted(digits)} does not fit into 64 bits")
+    return number
 
 
 def _real(digits: str) -> float:

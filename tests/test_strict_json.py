@@ -99,7 +99,9 @@ def test_each_fault_names_file_key_and_reason(change, message):
         ('{"a": -Infinity}', "number '-Infinity' is not finite"),
         ('{"a": 1e999}', "number '1e999' is not finite"),
         ('{"a": -1e999}', "number '-1e999' is not finite"),
-        ('{"a": ' + "9" * 5000 + "}", "integer with 5,000 digits"),
+        ('{"a": ' + "9" * 5000 + "}", "integer '99999"),
+        ('{"a": 9223372036854775808}', "integer '9223372036854775808' does not fit into 64 bits"),
+        ('{"a": -9223372036854775809}', "integer '-9223372036854775809' does not fit into 64"),
         ("[" * 100_000, "nested more than 32 levels deep"),
         ('{"a":' * 33 + "1" + "}" * 33, "nested more than 32 levels deep"),
         ('{"a": 1,}', "not valid JSON"),
@@ -122,6 +124,10 @@ def test_good_json_is_what_python_reads():
     text = '{"a": [1, -2.5e3, true, null, "\\u00e9 [[[{\\" "], "b": {"c": {}}}'
     assert parse_json(text.encode(), WHERE) == json.loads(text)
     assert parse_json(b"\xef\xbb\xbf" + text.encode(), WHERE) == json.loads(text)
+    assert parse_json(b"[-9223372036854775808, 9223372036854775807]", WHERE) == [
+        -(2**63),
+        2**63 - 1,
+    ]
     assert parse_json(b"[" * 32 + b"]" * 32, WHERE) == json.loads("[" * 32 + "]" * 32)
     assert parse_json(b'"' + b"[" * 99 + b'"', WHERE) == "[" * 99
 

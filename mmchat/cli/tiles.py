@@ -10,6 +10,7 @@ import typer
 
 from mmchat.cli import answer, console, model_choice, options, prompt_input
 from mmchat.cli.option_groups import Only
+from mmchat.errors import ImageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 from mmchat.words import pixels
@@ -33,7 +34,13 @@ def tiles(
     source = replace(given, adapter="none").find(checkpoint_required=False)
     piped = prompt_input.read_image_bytes() if image == "-" else None
     shown = prompt_input.PromptInput("", (image,), piped)
-    (picture,) = prompt_input.load_pictures(shown, model_choice.alpha_rule(given, source))
+    picture, *others = prompt_input.load_pictures(shown, model_choice.alpha_rule(given, source))
+    if others:
+        document = "a document on stdin" if image == "-" else quoted(image)
+        raise ImageError(
+            f"{document} is {len(others) + 1} pictures, and tiles shows one; name a page, as in"
+            " 'paper.pdf#1'"
+        )
     spec = source.spec
     family, config = spec.family, spec.config
     facts = spec.facts(picture)

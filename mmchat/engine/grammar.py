@@ -42,6 +42,7 @@ _SHORT, _LONGEST = 300, 400  # digits of a number: 309 before its point may be i
 _REASON_CHARACTERS = 160  # a reason may hold all of a value that the schema has
 _WHOLE = "$defs", "whole"  # where a schema is put to look at a part of it
 _SAID = (
+    (r"^NoExtension.*", "no text obeys it"),
     (r"^Unimplemented keys: \[(.*)\]$", r"\1 cannot be enforced; leave it out"),
     (r"^Resource '(.*)' is not present .*", r"$ref to \1; only places of the schema (#/…) can be"),
     (r"^Pointer '(.*)' does not exist$", r"$ref to #\1, which is not there"),
@@ -214,7 +215,7 @@ def _compiled(text: str, tokenizer: LLTokenizer, lenient: bool, or_text: bool) -
 
 
 def _matcher(schema: Any, tokenizer: LLTokenizer, lenient: bool, or_text: bool) -> LLMatcher:
-    """One that may be in error."""
+    """One that may be in error: it is also where no text can begin."""
     llguidance = _library()
     settings = {"whitespace_pattern": _WHITESPACE, "lenient": lenient, "coerce_one_of": True}
     if or_text:
@@ -225,7 +226,12 @@ def _matcher(schema: Any, tokenizer: LLTokenizer, lenient: bool, or_text: bool) 
     bounds = llguidance.LLParserLimits(
         max_grammar_size=limits.GRAMMAR_SYMBOLS, verbose_errors=False
     )
-    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=bounds)
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=bounds)
+    if matcher.is_error():
+        return matcher
+    begun = matcher.deep_copy()
+    begun.compute_bitmask()
+    return begun if begun.is_error() else matcher
 
 
 def _refusal(

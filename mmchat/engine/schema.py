@@ -41,12 +41,28 @@ def as_text(given: object, name: str = "schema") -> str:
             raise where.fail(f"cannot be written as JSON: {quoted(str(error))}") from None
     if not isinstance(given, str):
         raise where.fail(f"must be a dictionary or JSON text, not {type(given).__name__}")
-    data = given.encode("utf-8", "replace")
+    data = _encoded(given, where)
     _check_size(data, where)
     found = as_object(parse_json(data, where), where)
-    # The library that enforces schemas takes settings of its own from this key.
-    found = mapped(found, lambda schema: _without(schema, "x-guidance"))
-    return json.dumps(found, ensure_ascii=False, separators=_COMPACT)
+    text = json.dumps(mapped(found, _enforceable), ensure_ascii=False, separators=_COMPACT)
+    _encoded(text, where)
+    return text
+
+
+def _encoded(text: str, where: Where) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise where.fail(f"holds {half} alone, half of a pair, which is no character") from None
+
+
+def _enforceable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without what says nothing, which the library that enforces schemas does not take, and the key
+    from which it takes settings of its own."""
+    if schema.get("uniqueItems") is False:
+        schema = _without(schema, "uniqueItems")
+    return _without(schema, "x-guidance")
 
 
 def check_size(given: object, name: str) -> None:
@@ -67,6 +83,8 @@ def read(argument: str) -> str:
     """
     if argument.lstrip().startswith("{"):
         return as_text(argument)
+    if not argument.strip():
+        raise SchemaError("the schema is empty; give JSON that begins with '{', or a file")
     where = Where(argument, error=SchemaError)
     path = Path(argument).expanduser()
     data = read_bounded(path, limits.SCHEMA_BYTES, where)
@@ -103,7 +121,7 @@ def moved(schema: Mapping[str, Any], path: Keys) -> dict[str, Any]:
 
     def change(one: dict[str, Any]) -> dict[str, Any]:
         target = one.get("$ref")
-        if isinstance(target, str) and target.startswith("#"):
+        if isinstance(target, str) and (target == "#" or target.startswith("#/")):
             one = {**one, "$ref": start + target[1:]}
         return one
 

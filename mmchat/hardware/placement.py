@@ -69,7 +69,7 @@ def dtype_name(dtype: str) -> str:
 
 def check_device_name(name: str) -> None:
     """Raises DeviceError for what is no device on any machine; imports no torch."""
-    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", name):
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:(0|[1-9][0-9]?))?", name):
         is_gpu = re.fullmatch(r"(?i)(gpu|nvidia|amd|rocm|hip|metal)(:\d+)?", name)
         meant = " (did you mean cuda, or mps on a Mac?)" if is_gpu else ""
         raise DeviceError(f"unknown device {name!r}{meant}; use auto, cpu, cuda, cuda:N or mps")

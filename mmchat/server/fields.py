@@ -72,7 +72,7 @@ def plain(means: Callable[[str], Any], or_kind: type = object) -> BeforeValidato
 def within(name: str) -> Any:
     """The bounds of a field of SamplingParams."""
     low, high = SAMPLING[name]
-    return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
+    return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else high)
 
 
 NUMBER, STRINGS = BeforeValidator(_number), plain(lambda text: [text], list)
@@ -81,6 +81,7 @@ _WORDS = {"true": True, "false": False}  # as torchchat sends `stream`
 Flag = Annotated[StrictBool, plain(lambda text: _WORDS.get(text, text))]
 Real = Annotated[float, NUMBER]
 Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
+Seed = Annotated[int, within("seed"), NUMBER]
 Length = Annotated[Whole, within("max_new_tokens")]
 Logprobs = Annotated[Whole, within("logprobs")]
 StopString = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
@@ -106,7 +107,7 @@ class Sampled(Body):
     frequency_penalty: Annotated[Real, within("frequency_penalty")] | None = None
     presence_penalty: Annotated[Real, within("presence_penalty")] | None = None
     repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
-    seed: Annotated[Whole, within("seed")] | None = None
+    seed: Seed | None = None
     stop: Stops | None = None
     speculate: Any = None  # as SamplingParams checks it
 

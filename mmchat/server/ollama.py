@@ -18,7 +18,7 @@ from mmchat.server import fields
 from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.fields import Bool, Strings, Tools, Whole, at_most
+from mmchat.server.fields import NUMBER, Bool, Strings, Tools, Whole, at_most
 from mmchat.server.held import Schema, plan_of
 from mmchat.server.models import DEFAULTS, check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
@@ -43,7 +43,7 @@ class Options(fields.Sampled):
     """How to choose tokens. What is about llama.cpp alone (num_gpu, …) is ignored as unknown."""
 
     top_k: Whole | None = None
-    seed: Whole | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), NUMBER] | None = None
     stop: Annotated[list[fields.StopString], at_most(16), fields.STRINGS] | None = None
     repetition_penalty: Annotated[
         fields.Real | None, fields.within("repetition_penalty"), Field(alias="repeat_penalty")

@@ -17,7 +17,7 @@ from mmchat.engine.events import Finished
 from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
+from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Length, Strings, at_most, most_logprobs, plain, read
 from mmchat.server.openai_chat import ChatMessage, Parts
 from mmchat.server.stream import EVENTS, Fields, Items, Json, Stream, notice_header
@@ -103,6 +103,8 @@ def _messages(request: ResponseRequest) -> list[AskedMessage]:
         elif item.type not in _WITHOUT_WORDS:
             text = "such an item is not supported here"
             raise ApiError("unsupported_parameter", text, f"{param}.type")
+    if not messages:
+        raise invalid("input", "input holds no message; send at least one")
     return messages
 
 

@@ -38,6 +38,18 @@ def test_a_picture_can_come_from_stdin(mmchat_command, picture):
     assert json.loads(done.stdout)["source"] == "stdin"
 
 
+def test_a_document_of_several_pages_is_asked_for_one(mmchat_command, tmp_path):
+    path = tmp_path / "pages.tiff"
+    first, second = (Image.new("RGB", (60, 30), color) for color in ("red", "blue"))
+    first.save(path, save_all=True, append_images=[second])
+    done = mmchat_command("tiles", str(path))
+    assert done.stderr.endswith(
+        f"'{path}' is 2 pictures, and tiles shows one; name a page, as in 'paper.pdf#1'\n"
+    )
+    assert (done.stdout, done.exit_code) == ("", 4)
+    assert mmchat_command("tiles", f"{path}#2").exit_code == 0
+
+
 def test_the_preview_is_a_png_of_its_own(mmchat_command, picture, tmp_path):
     path = tmp_path / "preview.png"
     done = mmchat_command("tiles", str(picture), "-o", str(path))

@@ -133,14 +133,14 @@ def test_what_can_never_fit_is_refused_at_once():
 def test_memory_goes_back_once_when_nobody_asks_any_more(monkeypatch):
     returned = []
     monkeypatch.setattr(driver, "_IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(driver, "return_freed_memory", lambda: returned.append(time.monotonic()))
+    monkeypatch.setattr(driver, "return_freed_memory", lambda: returned.append(True))
     with EngineThread(Engine(fake_model(), rows=1)) as thread:
-        for rounds in (1, 2):
+        for times in (1, 2, 3):
+            wait_for(lambda times=times: len(returned) == times)
+            time.sleep(0.2)
+            assert len(returned) == times
             asked = request(1, 2)
             assert last(thread.read(asked)) == expected(asked.prompt, 12)
-            wait_for(lambda rounds=rounds: len(returned) == rounds)
-            time.sleep(0.2)
-            assert len(returned) == rounds
 
 
 def test_closing_ends_every_answer():

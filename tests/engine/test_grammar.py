@@ -25,7 +25,7 @@ from mmchat.engine.engine import Engine
 from mmchat.engine.grammar import Grammars
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.schema import as_text, mapped, places, read
+from mmchat.engine.schema import as_text, mapped, moved, places, read
 from mmchat.errors import MissingExtra, NumericalError, SchemaError
 from mmchat.models.base import Batch
 from mmchat.models.prompt import Prompt
@@ -319,7 +319,8 @@ def test_an_answer_that_is_cut_is_no_whole_value():
 def test_a_schema_that_nothing_obeys_ends_its_row_alone():
     endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
     plain = request(None, 7, max_new_tokens=30)
-    failed, end = answers(request({"$ref": "#"}), plain)
+    later = {"type": "object", "properties": {"a": {"$ref": "#/properties/a"}}, "required": ["a"]}
+    failed, end = answers(request(later), plain)
     assert isinstance(failed, SchemaError)
     assert end.output_ids == answers(plain)[0].output_ids
     [end] = answers(request(endless, max_new_tokens=20))
@@ -409,6 +410,15 @@ def test_the_built_in_model_obeys_beside_a_row_that_says_what_it_says_alone():
         ({"type": "string", "pattern": "("}, "regex parse error: unclosed group"),
         ({"$ref": "http://a.b/c"}, "$ref to http://a.b/c; only places of the schema (#/…) can be"),
         ({"anyOf": [{"$ref": "#/x"}]}, "anyOf[0]: $ref to #/x, which is not there"),
+        ({"$ref": "#"}, "no text obeys it"),
+        (
+            {
+                "items": {},
+                "$ref": "#/$defs/A",
+                "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}] * 2}},
+            },
+            "'$defs'.A: no text obeys it",
+        ),
         ({"minimum": 5, "maximum": 3, "type": "integer"}, "Unsatisfiable schema: minimum (5)"),
     ],
 )
@@ -438,6 +448,8 @@ def deep(levels: int) -> dict[str, Any]:
         ('{"a": 1, "a": 2}', "key 'a' appears twice in one object"),
         ({"maximum": float("nan")}, "cannot be written as JSON"),
         ({"const": {1, 2}}, "cannot be written as JSON"),
+        ({"enum": ["\ud800"]}, r"holds \ud800 alone, half of a pair, which is no character"),
+        (r'{"const": "\uDC00x"}', r"holds \udc00 alone, half of a pair"),
         (deep(40), "nested more than 32 levels deep"),
         ({"enum": ["x" * 70_000]}, "70,013 bytes; at most 65,536 are possible"),
     ],
@@ -481,6 +493,20 @@ def test_gaps_are_a_space_or_an_indentation(gap, is_legal):
     assert (matcher.validate_tokens(tokens) == len(tokens)) == bool(is_legal)
 
 
+def test_what_says_nothing_is_no_reason_to_refuse():
+    [end] = answers(request({"type": "array", "items": CAT, "uniqueItems": False}))
+    assert json.loads(end.text) is not None
+
+
+def test_an_anchor_stays_when_a_schema_is_put_into_another():
+    given = {"$ref": "#b", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$anchor": "b", **CAT}}}
+    put = moved(given, ("anyOf", 0))
+    assert put["$ref"] == "#b"
+    assert put["$defs"]["A"]["$ref"] == "#/anyOf/0/$defs/B"
+    [end] = answers(request({"anyOf": [put]}))
+    assert json.loads(end.text)
+
+
 def test_settings_of_the_library_are_taken_out_wherever_it_would_read_them():
     theirs = {"x-guidance": {"key_separator": "="}}
     given = {**CAT, **theirs, "$defs": {"a": {**theirs, "const": theirs}}}
@@ -507,6 +533,8 @@ def test_a_schema_is_read_from_a_file_or_an_argument(tmp_path):
         read(str(file))
     with pytest.raises(SchemaError, match=r"gone\.json: no such file"):
         read(str(tmp_path / "gone.json"))
+    with pytest.raises(SchemaError, match=r"the schema is empty; give JSON that begins with"):
+        read(" ")
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch):

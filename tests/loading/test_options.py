@@ -74,6 +74,9 @@ def test_a_type_checker_knows_the_arguments_of_load(tmp_path):
     ("given", "error", "message"),
     [
         ({"device": "warp"}, DeviceError, "unknown device 'warp'; use auto, cpu"),
+        ({"device": "cuda:128"}, DeviceError, "unknown device 'cuda:128'; use auto, cpu"),
+        ({"device": "cuda:01"}, DeviceError, "unknown device 'cuda:01'; use auto, cpu"),
+        ({"device": "cpu:٣"}, DeviceError, "unknown device 'cpu:٣'; use auto, cpu"),
         ({"quantize": "int3"}, UsageError, "unknown quantisation scheme 'int3'"),
         (
             {"quantize": "none", "quantize_keep": ["head"]},

@@ -431,6 +431,12 @@ def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monke
     ].model.tokenizer.decode(seen[2].token_ids)
 
 
+def test_an_input_without_words_is_refused_by_its_own_name(client):
+    answer = client.post("/v1/responses", json={"input": [{"type": "reasoning", "summary": []}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "input"
+
+
 BAD_TOOL = function(
     parameters={"type": "object", "properties": {"a": {"pattern": "(?=a)"}}}, strict=True
 )
