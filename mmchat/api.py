@@ -14,7 +14,7 @@ from mmchat.engine.driver import Talk, hold
 from mmchat.engine.events import Finished, read_events
 from mmchat.engine.room import CPU_ROWS
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import MmchatError, UsageError, check_type
+from mmchat.errors import MmchatError, UsageError, check_type, quoted
 from mmchat.leads import OF_ASK, with_leads
 from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
@@ -123,6 +123,7 @@ class Model(loader.LoadedModel):
         `ChatSession.send`. urls: the pictures of each question, where these are texts alone.
         """
         params = sampling or self.sampling_defaults
+        _check_several("questions", questions)
         check_type("rows", rows, int, "a whole number")
         check_type("return_exceptions", return_exceptions, bool, "True or False")
         if not 1 <= rows <= MOST_ROWS:
@@ -142,8 +143,17 @@ class Model(loader.LoadedModel):
                     raise
                 return error.with_traceback(None)  # which would hold the pictures
 
+        if urls is not None:
+            _check_several("urls", urls)
         each = questions if urls is None else _with_pictures(questions, urls)
         return hold(self.engine_of(rows), map(talk, each))
+
+
+def _check_several(name: str, given: object) -> None:
+    """Raises UsageError for a text, whose letters would be asked one by one, and for one thing."""
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        what = f"not {type(given).__name__} {quoted(given)}"
+        raise UsageError(f"{name} must be a list, or something else to go through, {what}")
 
 
 def _text_and_pictures(question: Any) -> tuple[Any, Any]:

@@ -8,11 +8,11 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmchat import limits
 from mmchat.chat.foreign import sources_of
@@ -161,7 +161,11 @@ def _below(folder: str) -> Iterator[str]:
     """Files that are named or begin like pictures, sorted; no hidden ones. Links are followed."""
     seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        status = Path(place).stat()
+        try:
+            status = Path(place).stat()
+        except OSError:  # gone meanwhile, with all that was in it
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:  # by a link that leads back
             folders.clear()
             continue
@@ -174,9 +178,12 @@ def _below(folder: str) -> Iterator[str]:
                 yield path
 
 
-def opened(path: Path) -> io.BufferedReader:
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file of rows to read. Raises UsageError where it cannot be opened, or read in the block."""
     try:
-        return io.BufferedReader(open_regular(path.resolve()))
+        with io.BufferedReader(open_regular(path.resolve())) as file:
+            yield file
     except OSError as error:
         raise UsageError(f"{quoted(path)} cannot be read: {error.strerror or error}") from None
 

@@ -45,6 +45,7 @@ from mmchat.errors import (
 from mmchat.models.registry import packing_for
 from mmchat.strict_json import Where, as_object, escaped, read_json
 from mmchat.tokenizers import tokenizer_in
+from mmchat.words import PICTURE_ENDINGS
 
 
 @permission_errors(CheckpointError)
@@ -288,10 +289,12 @@ def _params_beside_file(checkpoint: Path) -> Path:
     beside = [file.name for file in folder.iterdir()] if checkpoint.is_dir() else [checkpoint.name]
     if foreign := explain_foreign(beside):
         raise CheckpointError(f"{escaped(str(folder))}: {foreign}")
-    raise ParamsError(
-        f"{escaped(str(folder))}: neither config.json nor params.json there; "
-        "name the model or give --params-path"
-    )
+    what = f"{escaped(str(folder))}: neither config.json nor params.json there"
+    if any(name.rpartition(".")[2].lower() in PICTURE_ENDINGS for name in beside):
+        raise ParamsError(
+            f"{what}, but pictures; to ask about each: mmchat batch {quoted(folder)} --prompt TEXT"
+        )
+    raise ParamsError(f"{what}; name the model or give --params-path")
 
 
 def _packing_beside(checkpoint: Path, spec: ModelSpec) -> Packing | None:

@@ -241,16 +241,20 @@ def print_facts(facts: list[tuple[str, str]]) -> None:
 
 
 def table_rows(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[int],
+    *,
+    grouped: bool = True,
 ) -> list[str]:
     """The heads and each row for stdout, in columns; one too wide for a terminal goes on below.
 
-    What stands first in several rows is shown once. right: columns that end at one place; the
-    others begin at one.
+    right: columns that end at one place; the others begin at one. grouped: what stands first in
+    several rows is shown once.
     """
     before = ["", *(row[0] for row in rows)]
     shown = [
-        ("" if row[0] == above else row[0], *row[1:])
+        ("" if grouped and row[0] == above else row[0], *row[1:])
         for row, above in zip(rows, before, strict=False)
     ]
     head, *lines = words.table([heads, *shown], right, columns(sys.stdout)).split("\n")
@@ -260,14 +264,18 @@ def table_rows(
 
 
 def print_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[int],
+    *,
+    grouped: bool = True,
 ) -> None:
     """Rows under their heads to stdout: `table_rows` on a terminal, lines with tabs elsewhere."""
     if not is_terminal(sys.stdout):
         write_out("".join("\t".join(row) + "\n" for row in (heads, *rows)))
         return
     clean = [[sanitize(one_line(cell)) for cell in row] for row in rows]
-    write_out("\n".join(table_rows(heads, clean, right)) + "\n")
+    write_out("\n".join(table_rows(heads, clean, right, grouped=grouped)) + "\n")
 
 
 def shows_progress() -> bool:

@@ -39,7 +39,11 @@ def show_dry_run(
         options = options.as_exported(source.exported)
     pictures = [(image.source, source.spec.facts(image)) for image in asked.images]
     facts = _facts(asked, options, source, new_tokens, pictures)
-    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, pictures))
+    lines = _lines(facts, pictures)
+    if output is None and not as_json:
+        console.print_facts(lines)
+        return
+    text = console.to_json(facts) + "\n" if as_json else console.fact_text(lines)
     if output is None:
         console.write_safely(text)
     else:

@@ -66,7 +66,9 @@ def find(
         console.print_json([{"image": name, "likelihood": found[name]} for name in best])
     else:
         cells = [(f"{100 * found[name]:.1f} %", name) for name in best]
-        console.print_table(("LIKELIHOOD", "PICTURE"), cells, right={0})
+        console.print_table(("LIKELIHOOD", "PICTURE"), cells, right={0}, grouped=False)
+    if len(best) < len(found):
+        console.note(f"the {len(best):,} likeliest of {len(found):,} pictures; --top N shows more")
     if page is not None:
         title = f"{text}: the likeliest of {len(found):,} pictures"
         atomic_file.write_text(page, _page(title, best, found))
@@ -85,6 +87,7 @@ def _likelihoods(
     from mmchat.engine.room import usual_rows
 
     found: dict[str, float] = {}
+    errors: list[str] = []
     asked = [Row(name, Asked((name,))) for name in names]
     engine = loaded.engine_of(rows or usual_rows(loaded, loaded.memory))
     with console.progress_bar("pictures", len(asked)) as advance:
@@ -93,7 +96,8 @@ def _likelihoods(
             if isinstance(one.end, Finished):
                 found[one.row.custom_id] = likelihood(one.end)
             else:
-                console.note(str(one.end))
+                errors.append(str(one.end))
+    console.note(*errors)
     return found
 
 

@@ -24,6 +24,9 @@ class Command(TyperCommand):
         if ctx.resilient_parsing:  # to complete a line; Typer's validator is loaded in 0.2 s
             for parameter in self.get_params(ctx):
                 parameter.process_value = lambda ctx, value: value  # noqa: ARG005
+        for arg in args:
+            if arg.endswith("=") and (name := arg[:-1]) in BARE:
+                ctx.fail(f"{name}= is empty; leave out the '=', or give what it takes")
         pairs = zip(args, [*args[1:], "-"], strict=False)
         is_bare = (arg in BARE and (BARE[arg] or behind[:1] == "-") for arg, behind in pairs)
         args = [f"{arg}=" if bare else arg for arg, bare in zip(args, is_bare, strict=True)]

@@ -93,7 +93,7 @@ def look(
         content = rendered(output.suffix.lower(), found, chosen, given.text, loaded.spec.name)
         atomic_file.write_bytes(output, content)
     if not as_json:
-        console.print_table(HEADS, look_rows(found, chosen), right={2})
+        console.print_table(HEADS, look_rows(found, chosen), right={2}, grouped=False)
 
 
 def check_source(source: ModelSource, ranks: int) -> None:

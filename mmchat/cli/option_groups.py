@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -132,13 +133,22 @@ def _of_launcher(values: dict[str, Any], command: str) -> dict[str, Any]:
 
 
 def _complete(parameter: Parameter) -> None:
-    """An option that is on or off has one name, numbers are shown as N and X."""
+    """An option that is on or off has one name, numbers are shown as N and X, paths have a name."""
     kind, settings = get_args(parameter.annotation)[:2]
+    if kind in (Path, Path | None):
+        settings.parser = _path
     if kind is bool and settings.default is ...:  # where its first name would stand
         settings.param_decls = (f"--{parameter.name.replace('_', '-')}",)
     for number, metavar in ((int, "N"), (float, "X")):
         if kind in (number, number | None) and settings.metavar is None:
             settings.metavar = metavar
+
+
+def _path(text: str) -> Path:
+    """Raises BadParameter: `Path("")` would be the current folder."""
+    if not text:
+        raise typer.BadParameter("it is empty; give a name, or leave it out")
+    return Path(text)
 
 
 def _argument_settings(parameter: Parameter) -> ArgumentInfo | None:

@@ -23,7 +23,7 @@ _of_access = partial(typer.Option, rich_help_panel="Access")
 
 def _bytes(text: str | None) -> str | None:
     """Callback of --kv-memory. Raises BadParameter."""
-    if text is not None and _read_bytes(text) is None:
+    if text is not None and not _read_bytes(text):
         raise typer.BadParameter(f"{quoted(text)} is no size; write 8G, 512M or bytes")
     return text
 

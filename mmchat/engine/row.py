@@ -228,7 +228,7 @@ class Row:
         if token_id == NOT_FINITE:
             raise NumericalError(
                 f"the model produced NaN or infinite logits at token {len(self._ids) + 1}; "
-                "try --dtype float32, or check the weights"
+                "try --dtype float32, if another is in use, or check the weights"
             )
         self._ids.append(token_id)
         is_stop = token_id in self._stop_ids

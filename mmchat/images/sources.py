@@ -208,8 +208,11 @@ def holds_picture(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     with os.fdopen(descriptor, "rb") as file:
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return is_file and picture_format(file.read(512)) is not None
+        try:
+            is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return is_file and picture_format(file.read(512)) is not None
+        except OSError:  # of a disk that fails, and of what only looks like a file
+            return False
 
 
 def _suggestion(path: Path) -> str:

@@ -60,6 +60,8 @@ def _replace(chat: Chat, argument: str) -> None:
     """Put another picture in the place of picture N."""
     number, _, source = argument.partition(" ")
     found = paths.read_argument(source)
+    if found.missing and not found.sources and not found.text:
+        raise UsageError(facts.no_such(found.missing))
     if len(found.sources) != 1 or found.text:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
     others = chat.pictures()

@@ -101,8 +101,10 @@ def number_of(argument: str, what: str, default: int | None = None) -> int:
     """Raises UsageError for what is none."""
     if not argument and default is not None:
         return default
-    if not re.fullmatch(r"\d{1,6}", argument):
+    if not re.fullmatch(r"[0-9]+", argument):
         raise UsageError(f"{what} is a number, not {quoted(argument)}")
+    if len(argument) > 6:
+        raise UsageError(f"{what} is a number of 6 digits at most, not {quoted(argument)}")
     return int(argument)
 
 

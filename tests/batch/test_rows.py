@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_links_are_followed_and_circles_end():
     Path("real/round").symlink_to(Path().resolve() / "real")
     Path("real/gone.png").symlink_to("nowhere")
     assert ids("photos") == ["photos/a.png", "photos/b.png", "photos/gone.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that cannot be read")
+def test_what_a_disk_does_not_give_is_no_picture_and_no_rows():
+    unreadable = Path("/proc/self/mem")  # begins where nothing is
+    draw("in/a.png")
+    Path("in/notes").symlink_to(unreadable)
+    assert ids("in") == ["in/a.png"]
+    for name in ("in.jsonl", "in.csv"):
+        Path(name).symlink_to(unreadable)
+        with pytest.raises(UsageError, match=rf"{name}' cannot be read: Input/output error"):
+            read_rows([name])
 
 
 def test_a_glob_and_pictures_are_rows_too():

@@ -455,6 +455,9 @@ def test_a_params_path_that_is_not_there_is_named(tmp_path):
 def test_a_folder_without_config_asks_for_params(tmp_path):
     with pytest.raises(ParamsError, match=r"neither config.json nor params.json there; name the"):
         find_model(tmp_path)
+    (tmp_path / "Dog.JPG").touch()
+    with pytest.raises(ParamsError, match=r"but pictures; to ask about each: mmchat batch '"):
+        find_model(tmp_path)
 
 
 def test_no_name_and_no_path_mean_the_built_in_model():

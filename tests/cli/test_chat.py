@@ -148,6 +148,12 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ("\\edit", "mmchat: error: nothing has been asked yet", 2),
         ("\\drop 3", "mmchat: error: there is no picture 3; \\images lists them", 2),
         ("\\drop x", "mmchat: error: the picture is a number, not 'x'", 2),
+        (
+            "\\tiles 1234567",
+            "mmchat: error: the picture is a number of 6 digits at most, not '1234567'",
+            2,
+        ),
+        ("\\replace 1 /gone", "mmchat: error: no such picture: '/gone'", 2),
         ("\\tiles", "mmchat: error: there are no pictures", 2),
         (
             "\\set temperatur 1",

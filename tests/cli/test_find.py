@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import mmchat
 from mmchat import images
 from mmchat.batch import ranking
-from mmchat.cli import model_choice
+from mmchat.cli import console, model_choice
 from mmchat.errors import ImageError
 from mmchat.loading.options import LoadOptions
 from tests.cli.conftest import Command
@@ -68,6 +69,16 @@ def test_a_page_shows_the_best(find):
     assert "<h1>a &lt;dog&gt;: the likeliest of 5 pictures</h1>" in page
     assert "in/ü &lt;b&gt;.jpg</a>" in page
     assert Path("in").resolve().as_uri() in page
+
+
+def test_what_is_left_out_is_said_and_equal_likelihoods_are_all_shown(find, monkeypatch):
+    shutil.copy("in/dog.jpg", "in/again.jpg")
+    done = find("a dog", "in", "--top", "2")
+    assert "the 2 likeliest of 5 pictures; --top N shows more" in done.stderr
+    assert "likeliest" not in find("a dog", "in", "--top", "5").stderr
+    monkeypatch.setattr(console, "is_terminal", lambda stream: stream is sys.stdout)
+    _, first, second = find("a dog", "in", "--top", "2").stdout.splitlines()
+    assert first.split()[:2] == second.split()[:2]
 
 
 def test_a_picture_that_cannot_be_read_is_said(find):

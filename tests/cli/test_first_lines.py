@@ -55,6 +55,7 @@ def here(tmp_path, picture, monkeypatch):
         ("'What is it?' dog.jpg tiny", Said("tiny", "What is it?", ("dog.jpg",))),
         ("llama3.2-vision:11b-instruct-q4 ?", Said("llama3.2-vision:11b-instruct-q4", "?")),
         ("folder What?", Said("folder", "What?")),
+        ("'What is it?' folder", Said("folder", "What is it?")),
         ("./no/such/folder What?", Said("./no/such/folder", "What?")),
         ("model.safetensors What?", Said("model.safetensors", "What?")),
         ("acme/model What?", Said("acme/model", "What?")),

@@ -913,6 +913,11 @@ def test_many_questions_are_answered_in_their_order(monkeypatch):
         assert end.text == alone.text
     with pytest.raises(UsageError, match="rows must be between 1 and 64, not 0"):
         model.generate_many([], rows=0)
+    for wrong in ("Hello", None, 5):
+        with pytest.raises(UsageError, match="questions must be a list, or something else to go"):
+            model.generate_many(wrong)
+    with pytest.raises(UsageError, match="urls must be a list, or something else to go through"):
+        model.generate_many(["Hello"], urls="dog.jpg")
     with pytest.raises(UsageError, match="return_exceptions must be True or False, not int"):
         model.generate_many([], return_exceptions=1)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="text must be a string, not int"):
