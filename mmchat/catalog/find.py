@@ -292,7 +292,8 @@ def _params_beside_file(checkpoint: Path) -> Path:
     what = f"{escaped(str(folder))}: neither config.json nor params.json there"
     if any(name.rpartition(".")[2].lower() in PICTURE_ENDINGS for name in beside):
         raise ParamsError(
-            f"{what}, but pictures; to ask about each: mmchat batch {quoted(folder)} --prompt TEXT"
+            f"{what}, but pictures;"
+            f" to ask about each: mmchat batch {quoted(folder, 300)} --prompt TEXT"
         )
     raise ParamsError(f"{what}; name the model or give --params-path")
 

@@ -16,7 +16,7 @@ from mmchat.hardware.memory import return_freed_memory
 T = TypeVar("T")
 # Gives requests, is sent their ends or their errors, and returns what came of it.
 Talk = Generator[Request, Finished, T]
-_IDLE_SECONDS = 1.0  # then nobody is in the middle of a conversation that the next block serves
+_IDLE_SECONDS = 1.0  # then memory goes back, which costs who comes next some ms
 
 
 def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Event]]:

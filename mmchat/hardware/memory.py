@@ -89,7 +89,7 @@ def peak_memory(device: torch.device) -> int:
 def return_freed_memory() -> None:
     """Give the system back what was freed and is kept for later, where GNU's C library keeps it.
 
-    It keeps blocks of up to 32 MiB: hundreds of MiB after many prompts and pictures. Takes some ms.
+    It keeps blocks of up to 32 MiB (M_MMAP_THRESHOLD of mallopt(3)). This takes some ms.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(ctypes.c_size_t(0))

@@ -15,6 +15,8 @@ import pydantic
 from pydantic import BeforeValidator, Field, StrictBool
 
 from mmchat.conversation import ToolCall
+from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import UsageError
 from mmchat.limits import SAMPLING, STOP_CHARACTERS
 from mmchat.server.errors import invalid
 
@@ -97,6 +99,14 @@ Strings = Annotated[list[str], at_most(None)]
 Tools = Annotated[list[dict[str, Any]], at_most(MOST_TOOLS)]
 
 
+def _speculate(value: Any) -> Any:
+    try:
+        SamplingParams(speculate=value)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix("speculate ")) from None
+    return value
+
+
 class Sampled(Body):
     """Settings that have one name in OpenAI's routes and here."""
 
@@ -109,7 +119,7 @@ class Sampled(Body):
     repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
     seed: Seed | None = None
     stop: Stops | None = None
-    speculate: Any = None  # as SamplingParams checks it
+    speculate: Annotated[Any, BeforeValidator(_speculate)] = None
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Fields of SamplingParams that were given, and `more` of them, where not None."""

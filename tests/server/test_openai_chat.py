@@ -274,8 +274,11 @@ def test_drafts_may_be_turned_off(client):
     answer = ask(client, messages=[{"role": "user", "content": "Hello"}], speculate="off")
     details = answer["usage"]["completion_tokens_details"]
     assert details["accepted_prediction_tokens"] == details["rejected_prediction_tokens"] == 0
-    refused = ask(client, 400, messages=[{"role": "user", "content": "Hello"}], speculate="fast")
-    assert "speculate must be auto, off" in refused["error"]["message"]
+    for wrong in ("fast", 1.5, -1, True, {}):
+        hello = [{"role": "user", "content": "Hello"}]
+        error = ask(client, 400, messages=hello, speculate=wrong)["error"]
+        assert error["param"] == "speculate"
+        assert "speculate: must be auto, off or a number from 0 to 64" in error["message"]
 
 
 def test_tiles_says_what_becomes_of_a_picture(client, dog):
