@@ -228,6 +228,11 @@ class Group:
 
     # ---- the end
 
+    def close(self) -> None:
+        """End torch's threads: those that Python finds as it ends would abort the process."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
     def look(self) -> None:
         """Notice a follower that ended while nothing was asked of it; `lost` says so then."""
         if self.followers and self.followers.ended():

@@ -121,6 +121,7 @@ class Driver:
         if self.group.lost is None:
             with suppress(RankError):
                 self.tell("stop")
+                self.group.close()
             self.group.lost = RankError("the ranks that shared the model have ended")
 
 
