@@ -20,6 +20,7 @@ STEADY = {
 PROGRAM = """
 import ctypes, dataclasses, json, pathlib, sys, torch
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload
+from mmchat.hardware.memory import return_freed_memory
 from mmchat.hardware.placement import Placement
 from mmchat.engine.reading import encode, rest_of
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
@@ -68,7 +69,7 @@ class Image:
     tensors = pixel_values, torch.tensor([Layout.aspect_ratio_id])
 whole = Prompt((1,) * prompt, (PlacedMedia(0, 1, Image),))
 model.language_model.lm_head(torch.zeros(1, 1, 4096, dtype=dtype))  # libraries start their threads
-ctypes.CDLL(None).malloc_trim(0)  # what loading freed counts as growth when it is used again
+return_freed_memory()  # what loading freed counts as growth when it is used again
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = memory("VmRSS")
 cache = model.new_cache(1, prompt)

@@ -40,14 +40,13 @@ def show_dry_run(
     pictures = [(image.source, source.spec.facts(image)) for image in asked.images]
     facts = _facts(asked, options, source, new_tokens, pictures)
     lines = _lines(facts, pictures)
-    if output is None and not as_json:
-        console.print_facts(lines)
-        return
-    text = console.to_json(facts) + "\n" if as_json else console.fact_text(lines)
-    if output is None:
-        console.write_safely(text)
-    else:
+    if output is not None:
+        text = console.to_json(facts) + "\n" if as_json else console.fact_text(lines)
         atomic_file.write_text(output, text)
+    elif as_json:
+        console.print_json(facts)
+    else:
+        console.print_facts(lines)
 
 
 def _facts(

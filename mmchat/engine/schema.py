@@ -45,7 +45,7 @@ def as_text(given: object, name: str = "schema") -> str:
     _check_size(data, where)
     found = as_object(parse_json(data, where), where)
     text = json.dumps(mapped(found, _enforceable), ensure_ascii=False, separators=_COMPACT)
-    _encoded(text, where)
+    _encoded(text, where)  # halves of a pair may have been escapes
     return text
 
 

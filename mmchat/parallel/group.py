@@ -231,7 +231,8 @@ class Group:
     def close(self) -> None:
         """End torch's threads: those that Python finds as it ends would abort the process."""
         if dist.is_initialized():
-            dist.destroy_process_group()
+            with self.watched():
+                dist.destroy_process_group()
 
     def look(self) -> None:
         """Notice a follower that ended while nothing was asked of it; `lost` says so then."""

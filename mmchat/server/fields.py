@@ -83,7 +83,6 @@ _WORDS = {"true": True, "false": False}  # as torchchat sends `stream`
 Flag = Annotated[StrictBool, plain(lambda text: _WORDS.get(text, text))]
 Real = Annotated[float, NUMBER]
 Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
-Seed = Annotated[int, within("seed"), NUMBER]
 Length = Annotated[Whole, within("max_new_tokens")]
 Logprobs = Annotated[Whole, within("logprobs")]
 StopString = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
@@ -117,7 +116,7 @@ class Sampled(Body):
     frequency_penalty: Annotated[Real, within("frequency_penalty")] | None = None
     presence_penalty: Annotated[Real, within("presence_penalty")] | None = None
     repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
-    seed: Seed | None = None
+    seed: Annotated[int, within("seed"), NUMBER] | None = None
     stop: Stops | None = None
     speculate: Annotated[Any, BeforeValidator(_speculate)] = None
 

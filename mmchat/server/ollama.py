@@ -43,7 +43,7 @@ class Options(fields.Sampled):
     """How to choose tokens. What is about llama.cpp alone (num_gpu, …) is ignored as unknown."""
 
     top_k: Whole | None = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), NUMBER] | None = None
+    seed: Annotated[int, Field(le=limits.SAMPLING["seed"][1]), NUMBER] | None = None
     stop: Annotated[list[fields.StopString], at_most(16), fields.STRINGS] | None = None
     repetition_penalty: Annotated[
         fields.Real | None, fields.within("repetition_penalty"), Field(alias="repeat_penalty")

@@ -173,10 +173,10 @@ def test_no_sign_of_life_is_given_when_the_end_has_been_told():
     def lives() -> bool:
         return any(thread.name == "mmchat ranks" for thread in threading.enumerate())
 
-    class Heard(ThreadGroup):
+    class Alone(ThreadGroup):
         def announce(self, head: Tensor) -> None: ...
 
-    driver = Driver(Heard(Board(2), 0))
+    driver = Driver(Alone(Board(2), 0))
     driver.show_life()
     assert lives()
     driver.stop()

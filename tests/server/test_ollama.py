@@ -185,6 +185,9 @@ def test_options_become_settings():
         "frequency_penalty": -1,
     }  # fmt: skip
     SamplingParams(**settings)
+    assert Options(seed=2**63 - 1).sampling(500)["seed"] == 2**63 - 1
+    with pytest.raises(ValueError, match="seed"):
+        Options.model_validate({"seed": 2.0**63})
     endless = Options.model_validate({"seed": -1, "num_predict": -2, "stop": []}).sampling(500)
     assert endless == {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "max_new_tokens": 500}
 
