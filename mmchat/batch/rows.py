@@ -158,9 +158,12 @@ def pictures(place: str, takes: str = "a folder, a glob, or pictures") -> list[s
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Files that are named or begin like pictures, sorted; no hidden ones. Links are followed."""
+    """Files that are named or begin like pictures, sorted; no hidden ones. Links are followed.
+
+    Raises UsageError for a folder that cannot be read: its pictures would be missed by nobody.
+    """
     seen: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         try:
             status = Path(place).stat()
         except OSError:  # gone meanwhile, with all that was in it
@@ -176,6 +179,14 @@ def _below(folder: str) -> Iterator[str]:
             is_named = name.rpartition(".")[2].lower() in PICTURE_ENDINGS
             if is_named or holds_picture(Path(path)):
                 yield path
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # gone meanwhile
+        raise UsageError(
+            f"the folder {quoted(error.filename)} cannot be read: {error.strerror}; let it be read,"
+            " or name the folders beside it"
+        )
 
 
 @contextmanager

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 FAILED_EXIT_CODE = 8
 LOG_SECONDS = 60.0  # between two lines of progress where there is no bar
-MOST_SHOWN = 3
 
 
 def batch(
@@ -133,8 +132,9 @@ def batch(
     done = len(asked) - len(failed) - len(missing)
     counts = {"rows": len(asked), "answered": done, "failed": len(failed), "missing": len(missing)}
     if left := [quoted(name) for name in failed if name not in again]:
-        more = f" and {len(left) - MOST_SHOWN:,} more" if len(left) > MOST_SHOWN else ""
-        console.note(f"failed before, not asked again: {', '.join(left[:MOST_SHOWN])}{more}")
+        shown = console.FAILURES_SHOWN
+        more = f" and {len(left) - shown:,} more" if len(left) > shown else ""
+        console.note(f"failed before, not asked again: {', '.join(left[:shown])}{more}")
     if others:
         lines = plural(others, "line")
         console.note(f"{quoted(output)} has {lines} of rows that are not asked any more; they stay")
@@ -164,6 +164,7 @@ def _answered(ray: str | None, job: Job, todo: Sequence[Row]) -> Iterator[Line]:
 def _write(out: Output, lines: Iterator[Line], todo: Sequence[str], max_errors: int | None) -> bool:
     """Write what is answered of the rows `todo`; whether Ctrl-C came."""
     errors: list[str] = []
+    ended = ""
     count = len(todo)
     began = said = time.monotonic()
     try:
@@ -183,14 +184,16 @@ def _write(out: Output, lines: Iterator[Line], todo: Sequence[str], max_errors: 
                     said, left = now, (count - done) / rate
                     console.note(f"{done:,} of {count:,}, {details}, {left:,.0f} min left")
                 if max_errors is not None and len(errors) > max_errors:
-                    errors.append(f"ended: more than --max-errors {max_errors:,} rows failed")
+                    ended = f"ended: more than --max-errors {max_errors:,} rows failed"
                     break
     except KeyboardInterrupt:
         console.say("stopped; the same command goes on from here")
         return True
     finally:
         lines.close()  # type: ignore[attr-defined] - of generators
-        console.note(*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:])
+        console.note_failures(errors)
+        if ended:
+            console.note(ended)
     return False
 
 

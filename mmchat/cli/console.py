@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+FAILURES_SHOWN = 3  # of many; how many there are is said
 UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
@@ -131,6 +132,12 @@ def note(*texts: str) -> None:
     """A line of each on stderr for the person at the terminal, unless --quiet is given."""
     if not _quiet:
         say(*texts)
+
+
+def note_failures(errors: Sequence[str]) -> None:
+    """The first of them, and how many more there are."""
+    more = len(errors) - FAILURES_SHOWN
+    note(*errors[:FAILURES_SHOWN], *([f"and {more:,} more failed"] if more > 0 else []))
 
 
 def say(*texts: str) -> None:

@@ -79,7 +79,7 @@ def find(
 def _likelihoods(
     loaded: Model, text: str, names: Sequence[str], rows: int | None
 ) -> dict[str, float]:
-    """Of each picture that can be read; of the others a note says why not."""
+    """Of each picture that can be read; of the others notes say why not."""
     from mmchat.batch.ranking import likelihood, prepare_score
     from mmchat.batch.rows import Asked, Row
     from mmchat.batch.run import answer_rows
@@ -90,14 +90,16 @@ def _likelihoods(
     errors: list[str] = []
     asked = [Row(name, Asked((name,))) for name in names]
     engine = loaded.engine_of(rows or usual_rows(loaded, loaded.memory))
-    with console.progress_bar("pictures", len(asked)) as advance:
-        for one in answer_rows(engine, asked, partial(prepare_score, loaded, text)):
-            advance()
-            if isinstance(one.end, Finished):
-                found[one.row.custom_id] = likelihood(one.end)
-            else:
-                errors.append(str(one.end))
-    console.note(*errors)
+    try:
+        with console.progress_bar("pictures", len(asked)) as advance:
+            for one in answer_rows(engine, asked, partial(prepare_score, loaded, text)):
+                advance()
+                if isinstance(one.end, Finished):
+                    found[one.row.custom_id] = likelihood(one.end)
+                else:
+                    errors.append(str(one.end))
+    finally:  # what came before Ctrl-C too
+        console.note_failures(errors)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,16 +69,22 @@ def run_terminal(
     prompt = Prompt(chat, screen, history_file)
     prompt.type_ahead(answers)
     screen.ask = prompt.ask
-    try:
-        for line in first:
-            screen.note(PROMPT + line.removeprefix("\\say "))
+    coming = deque(first)
+    code = None
+    while code is None:
+        try:
+            if coming:
+                line = coming.popleft()
+                screen.note(PROMPT + line.removeprefix("\\say "))
+            else:
+                line = prompt.read()
             chat.line(line)
-        while True:
-            chat.line(prompt.read())
-    except (Leave, EOFError):
-        code = 0
-    except KeyboardInterrupt:
-        code = INTERRUPTED_EXIT_CODE
+        except (Leave, EOFError):
+            code = 0
+        except LeftByCtrlC:
+            code = INTERRUPTED_EXIT_CODE
+        except KeyboardInterrupt:  # it was to stop what had just ended: nobody wants to leave
+            continue
     _leave(chat)
     return code
 
@@ -85,6 +92,10 @@ def run_terminal(
 def _leave(chat: Chat) -> None:
     if chat.keeper.saves:
         chat.say_unasked()
+
+
+class LeftByCtrlC(KeyboardInterrupt):
+    """Ctrl-C was pressed at the prompt, to leave."""
 
 
 class Prompt:
@@ -135,7 +146,7 @@ class Prompt:
     def read(self) -> str:
         """The next message or command.
 
-        Raises EOFError (Ctrl-D), KeyboardInterrupt (Ctrl-C) and what loading the model raises.
+        Raises EOFError (Ctrl-D), LeftByCtrlC and what loading the model raises.
         """
         if self._chat.loading and self._chat.loading.error:
             raise self._chat.loading.error
@@ -246,7 +257,7 @@ class Prompt:
             event.current_buffer.newline(copy_margin=False)
 
         def leave(event: KeyPressEvent) -> None:
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            event.app.exit(exception=LeftByCtrlC, style="class:aborting")
 
         # Keys with Alt, as Alt-Enter, begin with Esc too, and the rest of them comes with it.
         is_alone = Condition(lambda: not self._session.app.key_processor.input_queue)

@@ -103,4 +103,6 @@ def _add_key(keys: dict[str, str], name: str, key: str, place: str = "") -> None
         )
     if name in keys:
         raise UsageError(f"{place}two keys are called {quoted(name)}; give each its own name")
+    if other := next((known for known, held in keys.items() if held == key), ""):
+        raise UsageError(f"{place}{quoted(name)} has the key of {quoted(other)}; give each its own")
     keys[name] = key

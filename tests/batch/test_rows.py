@@ -36,6 +36,15 @@ def test_a_folder_is_its_pictures_by_name_or_content_in_order():
     assert ids(".") == ["./a.png", "./b.png", "./broken.JPG", "./plain", "./sub/c.png"]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_refused():
+    draw("photos/a.png")
+    draw("photos/closed/b.png")
+    Path("photos/closed").chmod(0)
+    with pytest.raises(UsageError, match="'photos/closed' cannot be read: Permission denied"):
+        ids("photos")
+
+
 def test_unicode_names_and_names_that_are_no_text_are_kept():
     draw("Ähre 日本.png")
     draw(os.fsdecode(b"\xff.png"))

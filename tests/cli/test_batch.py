@@ -210,6 +210,14 @@ def test_more_errors_than_are_allowed_end_the_job(batch):
     assert len(batch.rows) == 4
 
 
+def test_the_first_failures_are_said_and_how_many_there_are(batch):
+    for number in range(60):
+        Path(f"bad{number:02}.png").write_bytes(b"")
+    said = Command(lambda: None)("batch", "bad*.png", "-o", "out.jsonl").stderr.splitlines()
+    assert sum(line.endswith(".png' is empty") for line in said) == 3
+    assert "and 57 more failed" in said
+
+
 def test_check_counts_and_writes_nothing(batch):
     for number in range(4):
         draw(f"in/{number}.png")

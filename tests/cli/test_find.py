@@ -151,3 +151,14 @@ def test_a_base_model_ranks_nothing(find, monkeypatch):
     done = find("a dog", "in")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "is a base model, which continues text and cannot chat" in done.stderr
+
+
+def test_the_first_failures_are_said_and_how_many_there_are(find):
+    for number in range(9):
+        Path(f"in/bad{number}.png").write_bytes(b"")
+    done = find("a dog", "in", "--json")
+    assert (done.exit_code, len(json.loads(done.stdout))) == (8, 4)
+    assert [line for line in done.stderr.splitlines() if "bad" in line or "more" in line] == [
+        *(f"'in/bad{number}.png' is empty" for number in range(3)),
+        "and 6 more failed",
+    ]

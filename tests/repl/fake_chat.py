@@ -5,12 +5,15 @@ python -m tests.repl.fake_chat '{"answers": ["A dog."], "delay": 0.1}' chat
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import sys
 import time
 from typing import Any
 
 from mmchat.__main__ import main
+from mmchat.repl.loop import Prompt
 from tests.cli.fake_command import scripted_model
 from tests.cli.fake_loading import install
 
@@ -24,5 +27,14 @@ if __name__ == "__main__":
 
     model.runtime.logits_hook = wait
     model.max_seq_len = script.get("max_seq_len", 131_072)
+    if script.get("late"):  # Ctrl-C that is pressed as an answer ends: before its prompt is there
+        read, prompts = Prompt.read, itertools.count()
+
+        def read_late(self: Prompt) -> str:
+            if next(prompts) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return read(self)
+
+        Prompt.read = read_late
     install(model, setattr)
     main()

@@ -29,6 +29,7 @@ class ChatTerminal(Terminal):
         answers: list[str] | None = None,
         *options: str,
         delay: float = 0.0,
+        late: bool = False,
         model: str | None = None,
         thumbnails: str = "blocks",
         typed: str = "",
@@ -38,11 +39,12 @@ class ChatTerminal(Terminal):
     ) -> None:
         """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts.
 
+        late: Ctrl-C comes between the first answer and the next prompt.
         program: the module that runs the real one, and its own arguments.
         folder: HOME, with the chats that are kept; the working folder, too, unless `cwd` is.
         """
         super().__init__(columns=columns, rows=24)
-        script = json.dumps({"answers": answers, "delay": delay})
+        script = json.dumps({"answers": answers, "delay": delay, "late": late})
         arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", thumbnails]
         if model is not None:
             arguments = ["-m", *program, "chat", model, "--thumbnails", thumbnails]

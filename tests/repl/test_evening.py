@@ -200,6 +200,15 @@ def test_what_is_typed_soon_after_esc_is_the_next_line(folder):
     assert chat.end() == 0
 
 
+def test_ctrl_c_that_comes_as_an_answer_ends_does_not_leave(folder):
+    chat = ChatTerminal(folder, ["One.", "Two."], late=True)
+    chat.line("Hi")
+    chat.line("And then?")
+    assert "Two." in chat.lines()
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
 def test_ctrl_c_twice_aborts_an_answer_hard(folder):
     chat = ChatTerminal(folder, ["never ends " * 50], delay=1.0)
     chat.send("Hi\r")

@@ -67,7 +67,8 @@ def test_a_file_of_keys_has_names_and_comments(tmp_path):
     for text, reason in (
         ("short", "16 or more"),
         ("# none", "no key"),
-        (f"a:{KEY}\na:{KEY}", "two"),
+        (f"a:{KEY}\na:{OTHER}", "two"),
+        (f"a:{KEY}\nb:{KEY}", "'b' has the key of 'a'"),
     ):
         file.write_text(text)
         with pytest.raises(UsageError, match=reason):
