@@ -275,26 +275,21 @@ class ChatSession:
             del out_of_memory  # it would hold this frame, which would hold it
 
     def _run(self, request: Request) -> Generator[Event, None, Finished]:
+        from mmchat.engine.driver import run
+
         engine = self.loaded.engine
         if self._answering is not None:  # its reader has stopped in the middle
             engine.cancel(self._answering)
         self._answering = answer = engine.submit(request)
-        try:
-            while True:
-                if answer is not self._answering:
-                    raise UsageError(_OVERTAKEN)
-                for event in answer.take():
-                    if isinstance(event, Finished):
-                        return event
-                    yield event
-                if answer.error is not None:
-                    raise answer.error
-                if self._interrupt.is_set():
-                    answer.cancel()
-                engine.step()
-        finally:
-            if not answer.is_over:
-                engine.cancel(answer)
+        if self._interrupt.is_set():  # before there was an answer to cancel
+            answer.cancel()
+        for _, event in run(engine, [answer]):
+            if answer is not self._answering:
+                raise UsageError(_OVERTAKEN)
+            if isinstance(event, Finished):
+                return event
+            yield event
+        raise RuntimeError("the engine ended without a Finished event")
 
 
 def user_message(
