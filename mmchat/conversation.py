@@ -24,6 +24,11 @@ FinishReason = Literal["stop", "length", "stop_string", "interrupted"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """As OpenAI says it of a text; where it was interrupted, whoever wrote it ends."""
+    return "stop" if reason in ("stop", "stop_string") else "length"
+
+
 @dataclass(frozen=True)
 class Text:
     """Plain text. Special-token strings inside it stay text. Raises UsageError if it is none."""

@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Literal
 
-from mmchat.conversation import FinishReason, ToolCall
+from mmchat.conversation import FinishReason, ToolCall, finish_reason
 
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
@@ -195,11 +195,6 @@ class CallStream:
                 taken.append(CallArguments(kind, text))
         self._pieces.clear()
         return taken
-
-
-def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
-    """Of a text, as OpenAI says it; where it was interrupted, the server ends."""
-    return "stop" if reason in ("stop", "stop_string") else "length"
 
 
 def _headers(names: Collection[str]) -> dict[str, str]:
