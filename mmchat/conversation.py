@@ -6,8 +6,9 @@ All of it is immutable, so that a turn that fails has changed nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,6 +22,11 @@ IMAGE_MARK = "<|image|>"
 
 FinishReason = Literal["stop", "length", "stop_string", "interrupted"]
 Role = Literal["system", "user", "assistant", "tool"]
+
+
+def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """As OpenAI says it of a text; where it was interrupted, whoever wrote it ends."""
+    return "stop" if reason in ("stop", "stop_string") else "length"
 
 
 @dataclass(frozen=True)
@@ -237,19 +243,15 @@ class Conversation:
         """
         if not 1 <= number <= len(self.images):
             raise PromptError(f"there is no picture {number}; there are {len(self.images)}")
-        count = 0
-
-        def exchange(part: Part) -> Iterable[Part]:
-            nonlocal count
-            count += isinstance(part, Image)
-            if isinstance(part, Image) and count == number:
-                return [] if image is None else [image]
-            return [part]
-
+        numbers = count(1)
         turns = []
         for turn in self.turns:
-            parts = tuple(new for part in turn.question.content for new in exchange(part))
-            turns.append(replace(turn, question=Message("user", parts)))
+            parts = [
+                image if isinstance(part, Image) and next(numbers) == number else part
+                for part in turn.question.content
+            ]
+            kept = tuple(part for part in parts if part is not None)
+            turns.append(replace(turn, question=Message("user", kept)))
         return replace(self, turns=tuple(turns))
 
 

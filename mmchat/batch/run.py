@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat.batch.rows import Asked, Row
 from mmchat.chat import foreign
 from mmchat.chat.session import check_message, user_message
-from mmchat.conversation import Message
+from mmchat.conversation import Message, finish_reason
 from mmchat.engine.driver import Talk, hold
 from mmchat.engine.events import Finished, Timings
 from mmchat.engine.request import Request
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MOST_READERS = 8
 MOST_AHEAD = 16  # pictures that are laid out and wait, of up to 15 MB each
 Line = dict[str, Any]  # what is written of a row
-REASONS = {"stop_string": "stop", "interrupted": "length"}  # as OpenAI has them
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Outcome:
     def _response(self, end: Finished, model: str) -> dict[str, Any]:
         prompt, completion = end.usage.prompt_tokens, end.usage.completion_tokens
         message = {"role": "assistant", "content": end.text, "refusal": None}
-        reason = REASONS.get(end.reason, end.reason)
+        reason = finish_reason(end.reason)
         body = {
             "id": f"chatcmpl-{self.asked}",
             "object": "chat.completion",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mmchat import limits
 from mmchat.conversation import Conversation, Image, Message, Turn, called, edited, question
 from mmchat.engine.events import Event, Finished, Progress, Timings
-from mmchat.engine.request import Answer, Request
+from mmchat.engine.request import Answer
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import PromptError, UsageError, check_type, quoted
 from mmchat.hardware.allocation import memory_error
@@ -252,13 +252,27 @@ class ChatSession:
         self, make_prompt: Callable[[], Prompt], sampling: SamplingParams | None
     ) -> Generator[Event, None, Finished]:
         """Yield the events of one answer; return the last one."""
+        from mmchat.engine.driver import run
+
         _check_sampling(sampling)
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
         yield Progress("preprocessing")
         prompt = self._within_memory(make_prompt)
         timings.preprocessing_seconds = time.perf_counter() - timings.started
-        return (yield from self._run(self.loaded.request(prompt, params, timings)))
+        request, engine = self.loaded.request(prompt, params, timings), self.loaded.engine
+        if self._answering is not None:  # its reader has stopped in the middle
+            engine.cancel(self._answering)
+        self._answering = answer = engine.submit(request)
+        if self._interrupt.is_set():  # before there was an answer to cancel
+            answer.cancel()
+        for _, event in run(engine, [answer]):
+            if answer is not self._answering:
+                raise UsageError(_OVERTAKEN)
+            if isinstance(event, Finished):
+                return event
+            yield event
+        raise RuntimeError("the engine ended without a Finished event")
 
     def _within_memory(self, make: Callable[[], T]) -> T:
         """Raises MemoryError_ where memory runs out, which holds nothing of the failed call."""
@@ -273,28 +287,6 @@ class ChatSession:
             raise out_of_memory
         finally:
             del out_of_memory  # it would hold this frame, which would hold it
-
-    def _run(self, request: Request) -> Generator[Event, None, Finished]:
-        engine = self.loaded.engine
-        if self._answering is not None:  # its reader has stopped in the middle
-            engine.cancel(self._answering)
-        self._answering = answer = engine.submit(request)
-        try:
-            while True:
-                if answer is not self._answering:
-                    raise UsageError(_OVERTAKEN)
-                for event in answer.take():
-                    if isinstance(event, Finished):
-                        return event
-                    yield event
-                if answer.error is not None:
-                    raise answer.error
-                if self._interrupt.is_set():
-                    answer.cancel()
-                engine.step()
-        finally:
-            if not answer.is_over:
-                engine.cancel(answer)
 
 
 def user_message(

@@ -121,7 +121,8 @@ class Answering:
                 request, lambda: loop.call_soon_threadsafe(came.set), call.served.engine
             )
         except MemoryError_ as error:  # it would not fit even alone: no use to try again
-            text = said(error, _LENGTHS.get(call.path, "max_tokens"))
+            length = _LENGTHS.get(call.path, "max_tokens")
+            text = said(error).replace("--max-new-tokens", length)
             raise ApiError("context_length_exceeded", text) from None
         except RuntimeError as error:
             raise api_error(error) from error

@@ -92,13 +92,9 @@ _OURS: dict[type[errors.MmchatError], str] = {  # the first that it is an instan
 }
 
 
-def said(error: errors.MmchatError, length: str = "max_tokens") -> str:
-    """Its message to a client, who has other names for what the command line says.
-
-    length: the field for the longest answer.
-    """
-    text = str(error).replace("--max-new-tokens", length)
-    return _OPTION.sub("the server's --", text)
+def said(error: errors.MmchatError) -> str:
+    """Its message to a client, who cannot give the options of the command line."""
+    return _OPTION.sub("the server's --", str(error))
 
 
 def api_error(error: BaseException, param: str | None = None) -> ApiError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -51,9 +50,7 @@ class Options(fields.Sampled):
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
 
-    def sampling(
-        self, most_tokens: int, own: Mapping[str, Any] = MappingProxyType({}), **more: Any
-    ) -> dict[str, Any]:
+    def sampling(self, most_tokens: int, own: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """Fields of SamplingParams. most_tokens: for an answer without a limit of its own.
 
         own: what the model's folder says, where it is Ollama's.
@@ -83,7 +80,7 @@ class Asked(fields.Body):
         """What only this route says, None if nothing is asked. Raises ApiError."""
         raise NotImplementedError
 
-    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+    def said(self, text: str, calls: Sequence[ToolCall]) -> Fields:
         """A piece of an answer."""
         raise NotImplementedError
 
@@ -104,8 +101,8 @@ class Asked(fields.Body):
         text = f"num_ctx {wanted} is more than the {most} of this server"
         return [text] if wanted > most else []
 
-    def line(self, said: Fields, **more: Any) -> Fields:
-        return {"model": self.model, "created_at": rfc3339(), **said, **more}
+    def line(self, text: str, calls: Sequence[ToolCall] = (), **more: Any) -> Fields:
+        return {"model": self.model, "created_at": rfc3339(), **self.said(text, calls), **more}
 
     def end(self, answering: Answering) -> Fields:
         """Of the last line; times are nanoseconds."""
@@ -145,7 +142,7 @@ class ChatRequest(Asked):
         self.messages.clear()  # as large as the body was
         return ask if asked else None
 
-    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+    def said(self, text: str, calls: Sequence[ToolCall]) -> Fields:
         """A call whose arguments are no object is said as text."""
         listed = []
         for made in calls:
@@ -175,7 +172,7 @@ class GenerateRequest(Asked):
         ask = Ask((*system, asked), ids=tuple(self.context), is_raw=self.raw)
         return ask if asked.parts else None
 
-    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+    def said(self, text: str, calls: Sequence[ToolCall]) -> Fields:
         return {"response": text}
 
     def end(self, answering: Answering) -> Fields:
@@ -202,8 +199,7 @@ async def _answered(call: Call, kind: type[Asked]) -> Response:
     ask = await call.digest(asked.ask, call.model.max_seq_len, call.service.ollama_sampling)
     if ask is None:  # the model is here, and stays
         unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
-        done = {"done": True, "done_reason": "unload" if unloads else "load"}
-        return Json(asked.line(asked.said(""), **done))
+        return Json(asked.line("", done=True, done_reason="unload" if unloads else "load"))
     answering = await begin(call, ask)
     del ask  # its pictures
     headers = notice_header([*asked.notices(call), *answering.notices])
@@ -211,7 +207,7 @@ async def _answered(call: Call, kind: type[Asked]) -> Response:
         return Stream(_lines(asked, answering), LINES, headers)
     finished, said = await answering.whole(), answering.stream
     more = {**_logprobs(answering, finished.logprobs, asked), **asked.end(answering)}
-    return Json(asked.line(asked.said(said.text + said.cut, said.calls), **more), headers=headers)
+    return Json(asked.line(said.text + said.cut, said.calls, **more), headers=headers)
 
 
 def _parts(text: str, images: Sequence[str], param: str) -> tuple[str | Picture, ...]:
@@ -228,11 +224,11 @@ async def _lines(asked: Asked, answering: Answering) -> Items:
         count += len(calls)
         more = _logprobs(answering, listed, asked)
         if text or calls or more:
-            yield asked.line(asked.said(text, calls), **more, done=False)
+            yield asked.line(text, calls, **more, done=False)
     calls, cut = answering.stream.calls[count:], answering.stream.cut
     if calls or cut:  # by the end of the answer
-        yield asked.line(asked.said(cut, calls), done=False)
-    yield asked.line(asked.said(""), **asked.end(answering))
+        yield asked.line(cut, calls, done=False)
+    yield asked.line("", **asked.end(answering))
 
 
 def _logprobs(answering: Answering, found: Iterable[TokenLogprob], asked: Asked) -> Fields:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from mmchat import limits
+from mmchat.conversation import finish_reason
 from mmchat.engine.events import Finished, TokenLogprob
 from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, Ask, AskedMessage, begin
@@ -19,7 +20,6 @@ from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream
-from mmchat.server.tool_calls import finish_reason
 from mmchat.tokenizers.base import StreamDecoder
 
 Prompt = str | tuple[int, ...]

@@ -127,17 +127,15 @@ class Service:
     @property
     def status(self) -> str:
         """ "ok" if an answer would be begun now; else why not."""
-        if self.is_draining:
-            return "draining"
-        if self._thread is None:
-            return "loading"
-        if self._thread.error is not None:
-            return "dead"
+        try:
+            engines = self.thread.engines
+        except ApiError as error:
+            return "dead" if error.code == "server_error" else error.code
         # Seconds that a step may take while others wait: a CPU reads a long prompt for minutes,
         # and a first step may compile.
         is_first = not self.metrics.counts["generation_tokens_total"]
         patience = 300.0 if is_first or self.all[0].model.device.type == "cpu" else 30.0
-        stalled = any(engine.is_stalled(patience) for engine in self._thread.engines)
+        stalled = any(engine.is_stalled(patience) for engine in engines)
         return "stalled" if stalled else "ok"
 
     def drain(self) -> None:

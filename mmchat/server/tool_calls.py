@@ -6,9 +6,11 @@ import secrets
 from bisect import bisect_left
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
-from mmchat.conversation import FinishReason, ToolCall
+from mmchat.conversation import FinishReason, ToolCall, finish_reason
 
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
@@ -71,7 +73,7 @@ class CallStream:
         self.is_done = False
         self._parallel, self._anywhere = parallel, anywhere
         self._is_between = bool(names)  # at the start, or behind a call
-        self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
+        self._pieces: list[tuple[CallBegin | int | None, str]] = []  # an int: of whose arguments
         self._held: list[str] = []  # what may turn out to be content
         self._ended = 0  # calls whose arguments are complete
         self._headers = _headers(names)
@@ -123,7 +125,7 @@ class CallStream:
             else:  # what may separate calls is content, then
                 self._is_between = False
                 self._release()
-                self._add(None, char)
+                self._pieces.append((None, char))
             char = yield
 
     def _call(self, char: str) -> Generator[None, str, str]:
@@ -142,14 +144,14 @@ class CallStream:
         self._held.clear()
         index = len(self.made)
         made = MadeCall(f"call_{secrets.token_hex(12)}", self._headers[header])
-        self._pieces.append((CallBegin(index, made.id, made.name), []))
+        self._pieces.append((CallBegin(index, made.id, made.name), ""))
         self.made.append(made)
         if char == "{":
             yield from self._to_the_end(char, index)
             self._ended += 1
             yield from self._to_the_end((yield), None, depth=1)
         else:
-            self._add(index, "{}")
+            self._pieces.append((index, "{}"))
             self._ended += 1
         self._is_between, self.is_done = self._anywhere, not self._parallel
         return (yield)
@@ -161,7 +163,7 @@ class CallStream:
         in_string = is_escaped = False
         while True:
             if index is not None:
-                self._add(index, char)
+                self._pieces.append((index, char))
             if is_escaped:
                 is_escaped = False
             elif in_string:
@@ -176,20 +178,13 @@ class CallStream:
     # ---- what comes out
 
     def _release(self) -> None:
-        if self._held:
-            self._add(None, "".join(self._held))
-            self._held.clear()
-
-    def _add(self, kind: int | None, text: str) -> None:
-        """kind: the call whose arguments it is part of, None for content."""
-        if not self._pieces or self._pieces[-1][0] != kind:
-            self._pieces.append((kind, []))
-        self._pieces[-1][1].append(text)
+        self._pieces += [(None, char) for char in self._held]
+        self._held.clear()
 
     def _taken(self) -> list[Piece]:
         taken: list[Piece] = []
-        for kind, texts in self._pieces:
-            text = "".join(texts)
+        for kind, group in groupby(self._pieces, itemgetter(0)):
+            text = "".join(text for _, text in group)
             if isinstance(kind, CallBegin):
                 taken.append(kind)
             elif kind is None:
@@ -200,11 +195,6 @@ class CallStream:
                 taken.append(CallArguments(kind, text))
         self._pieces.clear()
         return taken
-
-
-def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
-    """Of a text, as OpenAI says it; where it was interrupted, the server ends."""
-    return "stop" if reason in ("stop", "stop_string") else "length"
 
 
 def _headers(names: Collection[str]) -> dict[str, str]:

@@ -170,7 +170,7 @@ def test_what_clients_always_send_changes_nothing(client):
 
 
 def test_options_become_settings():
-    assert Options().sampling(500) == {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+    assert Options().sampling(500, {}) == {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
     options = Options.model_validate(
         {
             "temperature": 0, "top_k": -1, "top_p": 0.5, "min_p": 0.1, "seed": 7, "stop": "x",
@@ -178,17 +178,17 @@ def test_options_become_settings():
             "num_gpu": 99, "mirostat_tau": 5, "unknown": object(),
         }
     )  # fmt: skip
-    settings = options.sampling(500)
+    settings = options.sampling(500, {})
     assert settings == {
         "temperature": 0, "top_k": 0, "top_p": 0.5, "min_p": 0.1, "seed": 7, "stop": ("x",),
         "max_new_tokens": 9, "repetition_penalty": 1.2, "presence_penalty": 1,
         "frequency_penalty": -1,
     }  # fmt: skip
     SamplingParams(**settings)
-    assert Options(seed=2**63 - 1).sampling(500)["seed"] == 2**63 - 1
+    assert Options(seed=2**63 - 1).sampling(500, {})["seed"] == 2**63 - 1
     with pytest.raises(ValueError, match="seed"):
         Options.model_validate({"seed": 2.0**63})
-    endless = Options.model_validate({"seed": -1, "num_predict": -2, "stop": []}).sampling(500)
+    endless = Options.model_validate({"seed": -1, "num_predict": -2, "stop": []}).sampling(500, {})
     assert endless == {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "max_new_tokens": 500}
 
 
@@ -314,7 +314,7 @@ def test_who_may_not_ask_is_not_told_what_is_not_done():
 def test_what_is_shown_is_what_is_used(client, service, monkeypatch):
     shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
     assert shown == "temperature 0.8\ntop_k 40\ntop_p 0.9"
-    settings = Options().sampling(5)
+    settings = Options().sampling(5, {})
     assert shown == "\n".join(f"{name} {value}" for name, value in settings.items())
     monkeypatch.setattr(service, "ollama_sampling", {"top_p": 0.5})
     shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
