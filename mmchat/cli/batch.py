@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import check_model, keep_own_files, refuse_overwriting
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
@@ -100,7 +99,7 @@ def batch(
 
     every = read_rows(inputs, keep)
     asked = [row for row in every if row.is_in(part)]
-    source = model.find() if check else find_or_offer(model)
+    source = model.find() if check else model_choice.find_or_offer(model)
     has_pictures = any(row.asked and row.asked.images for row in asked)
     check_model(source.spec, has_pictures=has_pictures, system=system)
     if not check:

@@ -16,7 +16,6 @@ import typer
 
 import mmchat
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import check_model
 from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, disk_errors, quoted
 from mmchat.loading.options import LoadOptions
@@ -93,7 +92,7 @@ def tasks(
     harness.check_extra()
     if given.output is not None:
         _check_folder(given.output)
-    source = find_or_offer(model)
+    source = model_choice.find_or_offer(model)
     with console.Stages() as stages:
         stages.show("reading tasks")
         found = harness.load_tasks(wanted, given.include_path, given.num_fewshot)

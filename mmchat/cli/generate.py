@@ -15,7 +15,6 @@ from mmchat import limits
 from mmchat.catalog.known import answering_sibling
 from mmchat.cli import answer, console, model_choice, options, prompt_input
 from mmchat.cli.look import check_source, heat_of
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.conversation import question
@@ -140,7 +139,7 @@ def generate(
     if dry_run:
         source = model.find(checkpoint_required=False)
     else:
-        source = find_or_offer(model, looks=shown.heat)
+        source = model_choice.find_or_offer(model, looks=shown.heat)
     model_choice.say_choice(model, source)
     if not raw and (sibling := answering_sibling(source.spec)):
         name = source.spec.name

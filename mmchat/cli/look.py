@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import answer, console, model_choice, options, prompt_input
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -65,7 +64,7 @@ def look(
     if not given.sources:
         raise UsageError("there is no picture to look at; give one with -i")
     prompt_input.expect_pictures()
-    source = find_or_offer(model, looks=True)
+    source = model_choice.find_or_offer(model, looks=True)
     check_source(source, model.ranks)
     model_choice.say_choice(model, source)
     console.note(*said.notes, *given.notes)
