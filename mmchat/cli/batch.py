@@ -42,9 +42,7 @@ def batch(
             " prompt in each line; or a CSV with a column image.",
         ),
     ],
-    output: Annotated[
-        Path, options.of_output("-o", "--output", metavar="OUT.jsonl", help="Where answers go.")
-    ],
+    output: Annotated[Path, options.to_file("OUT.jsonl", "Where answers go.")],
     prompt: Annotated[
         str | None,
         options.of_input("-p", "--prompt", metavar="TEXT", help="For rows without their own."),

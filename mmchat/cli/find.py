@@ -54,8 +54,7 @@ def find(
     if not names:
         where = ", ".join(map(quoted, places))
         raise UsageError(f"there are no pictures in {where}; give a folder, a glob, or pictures")
-    if page is not None:
-        check_output(page, "--html", list(names))
+    check_output(page, "--html", list(names))
     source = model_choice.find_or_offer(model)
     check_model(source.spec, has_pictures=True, chats=True)
     loaded = model_choice.load_with_notes(model, source)

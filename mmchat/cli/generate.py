@@ -50,10 +50,7 @@ class Shown:
     ] = False
     stream_json: Annotated[bool, options.of_output(help="One JSON line per token.")] = False
     no_stream: Annotated[bool, options.of_output(help="Print the answer when it is whole.")] = False
-    output: Annotated[
-        Path | None,
-        options.of_output("-o", "--output", metavar="FILE", help="Write to FILE, not stdout."),
-    ] = None
+    output: Annotated[Path | None, options.to_file("FILE", "Write to FILE, not stdout.")] = None
     draw_boxes: Annotated[
         Path | None,
         options.of_output(
@@ -79,10 +76,8 @@ class Shown:
                 raise UsageError("--logprobs needs --json or --stream-json to be shown in")
             if self.heat:
                 raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
-        if self.file is not None:
-            prompt_input.check_output(self.file, "--output", images)
-        if self.draw_boxes is not None:
-            prompt_input.check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
+        prompt_input.check_output(self.file, "--output", images)
+        prompt_input.check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
         prompt_input.refuse_one_file("--output", self.file, "--draw-boxes", self.draw_boxes)
 
 

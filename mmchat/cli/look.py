@@ -43,11 +43,9 @@ def look(
     as_json: options.Json = False,
     output: Annotated[
         Path | None,
-        options.of_output(
-            "-o",
-            "--output",
-            metavar="FILE.png|.html",
-            help="Write a picture, or a page where a word that is pointed at lights up.",
+        options.to_file(
+            "FILE.png|.html",
+            "Write a picture, or a page where a word that is pointed at lights up.",
         ),
     ] = None,
     quiet: options.Quiet = False,
@@ -57,8 +55,7 @@ def look(
     That is where cross-attention reads, not why the model said so.
     """
     images = images or []
-    if output is not None:
-        prompt_input.check_output(output, "--output", images, ENDINGS)
+    prompt_input.check_output(output, "--output", images, ENDINGS)
     prompt_input.check_pictures(images)
     given = prompt_input.gather(prompt, images, allow_blank=False)
     if not given.sources:

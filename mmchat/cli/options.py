@@ -24,6 +24,12 @@ of_input = partial(typer.Option, rich_help_panel="Input")
 of_model = partial(typer.Option, rich_help_panel="Model")
 of_output = partial(typer.Option, rich_help_panel="Output")
 
+
+def to_file(metavar: str, help: str) -> Any:
+    """The option -o, --output; metavar: what it names."""
+    return of_output("-o", "--output", metavar=metavar, help=help)
+
+
 # Filled by --debug on whichever command it is given.
 debug_requested: set[bool] = set()
 
@@ -81,9 +87,7 @@ Quiet = Annotated[
     bool, of_output("-q", "--quiet", callback=console.set_quiet, help="No notes on stderr.")
 ]
 Json = Annotated[bool, of_output("--json", help="Print JSON, for programs.")]
-RecordFile = Annotated[
-    Path | None, of_output("-o", "--output", metavar="FILE", help="Write JSON to FILE as well.")
-]
+RecordFile = Annotated[Path | None, to_file("FILE", "Write JSON to FILE as well.")]
 
 Prompt = Annotated[
     str | None,
