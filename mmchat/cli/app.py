@@ -22,12 +22,7 @@ import mmchat
 from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
 from mmchat.cli.options import Debug, debug_requested
-from mmchat.cli.wrong_names import (
-    no_such_command,
-    no_such_option,
-    no_such_value,
-    with_command,
-)
+from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value, with_command
 from mmchat.errors import (
     DiskError,
     MemoryError_,

@@ -14,9 +14,9 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.model_choice import BUILT_IN, check_address_space, compile_notes
-from mmchat.cli.option_groups import Without
+from mmchat.cli.option_groups import Only
 from mmchat.errors import UsageError, disk_errors, quoted
-from mmchat.loading.options import LoadOptions
+from mmchat.loading.options import PATHS, LoadOptions
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -111,17 +111,7 @@ def export(
     *,
     model: Annotated[
         LoadOptions,
-        Without(
-            "quantize",
-            "quantize_keep",
-            "kv",
-            "max_seq_len",
-            "text_only",
-            "alpha",
-            "compile",
-            "parallel",
-            "parallel_timeout",
-        ),
+        Only(*PATHS, "adapter", "device", "dtype"),
     ],
     quiet: options.Quiet = False,
 ) -> None:
