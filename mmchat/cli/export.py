@@ -91,13 +91,7 @@ def export(
         bool, of_export(help="Replace a folder that something else wrote or changed.")
     ] = False,
     quantize: Annotated[
-        str,
-        options.of_model(
-            metavar="SCHEME",
-            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8"
-            " (CUDA) or none, whatever the model's own are packed in.",
-            autocompletion=options.complete_scheme,
-        ),
+        str, options.of_scheme(", whatever the model's own are packed in")
     ] = "none",
     quantize_keep: options.QuantizeKeep = None,
     calibrate: Annotated[
