@@ -21,9 +21,8 @@ from typer.main import get_command
 import mmchat
 from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
-from mmchat.cli.no_command import with_command
 from mmchat.cli.options import Debug, debug_requested
-from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
+from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value, with_command
 from mmchat.errors import (
     DiskError,
     MemoryError_,

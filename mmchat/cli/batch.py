@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import check_model, keep_own_files, refuse_overwriting
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
@@ -42,9 +41,7 @@ def batch(
             " prompt in each line; or a CSV with a column image.",
         ),
     ],
-    output: Annotated[
-        Path, options.of_output("-o", "--output", metavar="OUT.jsonl", help="Where answers go.")
-    ],
+    output: Annotated[Path, options.to_file("OUT.jsonl", "Where answers go.")],
     prompt: Annotated[
         str | None,
         options.of_input("-p", "--prompt", metavar="TEXT", help="For rows without their own."),
@@ -99,7 +96,7 @@ def batch(
 
     every = read_rows(inputs, keep)
     asked = [row for row in every if row.is_in(part)]
-    source = model.find() if check else find_or_offer(model)
+    source = model.find() if check else model_choice.find_or_offer(model)
     has_pictures = any(row.asked and row.asked.images for row in asked)
     check_model(source.spec, has_pictures=has_pictures, system=system)
     if not check:

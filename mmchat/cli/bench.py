@@ -13,7 +13,7 @@ import typer
 from mmchat import words
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.option_groups import Without
-from mmchat.cli.prompt_input import keep_own_files
+from mmchat.cli.prompt_input import check_output
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import AUTO, find_scheme
@@ -99,9 +99,7 @@ def bench(
 
     Try: mmchat bench --quantize none,int8
     """
-    if output is not None:
-        atomic_file.check_writable(output)
-    keep_own_files(output, "--output", model)
+    check_output(output, "--output", model=model)
     source = model.find()
     model_choice.say_choice(model, source)
     choices = _choices(model, source, _listed(quantize), _listed(compile))

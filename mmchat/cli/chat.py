@@ -15,7 +15,6 @@ import typer
 
 from mmchat.cli import console, model_choice, options, prompt_input
 from mmchat.cli.chats import chats_folder, choose_chat
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -75,7 +74,7 @@ def chat(
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in images:
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    source = find_or_offer(model)
+    source = model_choice.find_or_offer(model)
     prompt_input.check_model(source.spec, has_pictures=bool(images), chats=True)
     prompt_input.check_pictures([image for image in images if image != CLIPBOARD])
     from mmchat.repl import chats

@@ -53,13 +53,13 @@ def set_quiet(quiet: bool) -> bool:
     return quiet
 
 
-def rich_console(*, stderr: bool = True) -> Console:
-    """What draws on stderr, or on stdout."""
+def rich_console() -> Console:
+    """What draws on stderr."""
     from rich.console import Console
 
     return Console(
-        stderr=stderr,
-        width=None if is_terminal(sys.stderr if stderr else sys.stdout) else UNBROKEN,
+        stderr=True,
+        width=None if is_terminal(sys.stderr) else UNBROKEN,
         **_AS_IT_IS,
         no_color=True if _color == "never" else None,
         force_terminal=True if _color == "always" else None,

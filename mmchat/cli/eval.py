@@ -13,7 +13,7 @@ from mmchat.cli import console, model_choice, options
 from mmchat.cli.eval_tasks import tasks
 from mmchat.cli.help_page import Command, Group, plain_app
 from mmchat.cli.option_groups import Without, with_option_groups
-from mmchat.cli.prompt_input import keep_own_files, refuse_one_file
+from mmchat.cli.prompt_input import check_output, refuse_one_file
 from mmchat.errors import INTERRUPTED_EXIT_CODE
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
@@ -80,9 +80,7 @@ def scenes(
     has every wrong answer. Ctrl-C prints the scores so far.
     """
     for option, path in (("--output", output), ("--wrong", wrong)):
-        if path is not None:
-            atomic_file.check_writable(path)
-        keep_own_files(path, option, model)
+        check_output(path, option, model=model)
     refuse_one_file("--output", output, "--wrong", wrong)
     source = model.find()
     loaded = model_choice.load_with_notes(model, source)

@@ -16,9 +16,8 @@ import typer
 
 import mmchat
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import check_model
-from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, disk_errors, quoted
+from mmchat.errors import DiskError, UsageError, disk_errors, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
@@ -53,10 +52,7 @@ class TaskOptions:
         bool, options.of_output(help="Keep answers, so that the same command goes on.")
     ] = False
     output: Annotated[
-        Path | None,
-        options.of_output(
-            "-o", "--output", metavar="DIR", help="Write results and every question there."
-        ),
+        Path | None, options.to_file("DIR", "Write results and every question there.")
     ] = None
 
     def command(self, names: str, model: LoadOptions) -> str:
@@ -93,7 +89,7 @@ def tasks(
     harness.check_extra()
     if given.output is not None:
         _check_folder(given.output)
-    source = find_or_offer(model)
+    source = model_choice.find_or_offer(model)
     with console.Stages() as stages:
         stages.show("reading tasks")
         found = harness.load_tasks(wanted, given.include_path, given.num_fewshot)
@@ -103,12 +99,9 @@ def tasks(
     loaded = model_choice.load_with_notes(model, source)
     if source.spec.chat_format == "base":
         given = replace(given, raw=True)
-    try:
+    goes_on = "the same command goes on" if given.cache else "--cache would have kept answers"
+    with console.interrupt_says(f"stopped; {goes_on}"):
         record, outcome = _run(found, given, loaded, source)
-    except KeyboardInterrupt:
-        goes_on = "the same command goes on" if given.cache else "--cache would have kept answers"
-        console.say(f"stopped; {goes_on}")
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     record = {"command": given.command(names, _as_held(loaded)), **record}
     if given.output is not None:
         _write(given.output, record, outcome)

@@ -14,9 +14,9 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.model_choice import BUILT_IN, check_address_space, compile_notes
-from mmchat.cli.option_groups import Without
+from mmchat.cli.option_groups import Only
 from mmchat.errors import UsageError, disk_errors, quoted
-from mmchat.loading.options import LoadOptions
+from mmchat.loading.options import PATHS, LoadOptions
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -91,13 +91,7 @@ def export(
         bool, of_export(help="Replace a folder that something else wrote or changed.")
     ] = False,
     quantize: Annotated[
-        str,
-        options.of_model(
-            metavar="SCHEME",
-            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8"
-            " (CUDA) or none, whatever the model's own are packed in.",
-            autocompletion=options.complete_scheme,
-        ),
+        str, options.of_scheme(", whatever the model's own are packed in")
     ] = "none",
     quantize_keep: options.QuantizeKeep = None,
     calibrate: Annotated[
@@ -111,17 +105,7 @@ def export(
     *,
     model: Annotated[
         LoadOptions,
-        Without(
-            "quantize",
-            "quantize_keep",
-            "kv",
-            "max_seq_len",
-            "text_only",
-            "alpha",
-            "compile",
-            "parallel",
-            "parallel_timeout",
-        ),
+        Only(*PATHS, "adapter", "device", "dtype"),
     ],
     quiet: options.Quiet = False,
 ) -> None:

@@ -12,7 +12,6 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.batch import FAILED_EXIT_CODE
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import check_model, check_output
 from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.input_text import checked
@@ -55,9 +54,8 @@ def find(
     if not names:
         where = ", ".join(map(quoted, places))
         raise UsageError(f"there are no pictures in {where}; give a folder, a glob, or pictures")
-    if page is not None:
-        check_output(page, "--html", list(names))
-    source = find_or_offer(model)
+    check_output(page, "--html", list(names))
+    source = model_choice.find_or_offer(model)
     check_model(source.spec, has_pictures=True, chats=True)
     loaded = model_choice.load_with_notes(model, source)
     found = _likelihoods(loaded, text, list(names), rows)

@@ -15,7 +15,6 @@ from mmchat import limits
 from mmchat.catalog.known import answering_sibling
 from mmchat.cli import answer, console, model_choice, options, prompt_input
 from mmchat.cli.look import check_source, heat_of
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.conversation import question
@@ -51,10 +50,7 @@ class Shown:
     ] = False
     stream_json: Annotated[bool, options.of_output(help="One JSON line per token.")] = False
     no_stream: Annotated[bool, options.of_output(help="Print the answer when it is whole.")] = False
-    output: Annotated[
-        Path | None,
-        options.of_output("-o", "--output", metavar="FILE", help="Write to FILE, not stdout."),
-    ] = None
+    output: Annotated[Path | None, options.to_file("FILE", "Write to FILE, not stdout.")] = None
     draw_boxes: Annotated[
         Path | None,
         options.of_output(
@@ -80,10 +76,8 @@ class Shown:
                 raise UsageError("--logprobs needs --json or --stream-json to be shown in")
             if self.heat:
                 raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
-        if self.file is not None:
-            prompt_input.check_output(self.file, "--output", images)
-        if self.draw_boxes is not None:
-            prompt_input.check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
+        prompt_input.check_output(self.file, "--output", images)
+        prompt_input.check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
         prompt_input.refuse_one_file("--output", self.file, "--draw-boxes", self.draw_boxes)
 
 
@@ -140,7 +134,7 @@ def generate(
     if dry_run:
         source = model.find(checkpoint_required=False)
     else:
-        source = find_or_offer(model, looks=shown.heat)
+        source = model_choice.find_or_offer(model, looks=shown.heat)
     model_choice.say_choice(model, source)
     if not raw and (sibling := answering_sibling(source.spec)):
         name = source.spec.name

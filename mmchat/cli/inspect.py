@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mmchat.cli import console, options
@@ -51,7 +52,10 @@ def inspect(
 
 
 def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
+    from mmchat.estimate.memory import Setup
+
     sizes = spec.family.sizes(spec.config)
+    setup = partial(Setup, spec, "cuda", 2, text_only=spec.text_only)  # 16 bits, or a scheme
     parts = sizes.loaded_parts(text_only=True) if spec.text_only else sizes.parts
     return {
         "name": spec.name,
@@ -62,7 +66,7 @@ def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
         "parameters": sum(part.parameters for part in parts),
         "parameters_by_part": {part.name: part.parameters for part in parts},
         "weight_bytes": {
-            "bfloat16" if scheme == "none" else scheme: _weight_bytes(spec, scheme)
+            "bfloat16" if scheme == "none" else scheme: setup(scheme).need().weights
             for scheme in ESTIMATED_SCHEMES
         },
         "cache_bytes_per_token": 2 * sizes.cache_per_token,
@@ -96,13 +100,6 @@ def _adapter_facts(source: ModelSource) -> list[dict[str, Any]]:
             }
             for adapter in opened.all
         ]
-
-
-def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
-    """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
-    from mmchat.estimate.memory import Setup
-
-    return Setup(spec, "cuda", 2, scheme, text_only=spec.text_only).need().weights
 
 
 def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:

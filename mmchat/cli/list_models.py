@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
     from mmchat.hub.holdings import Holding
 
+Model = dict[str, Any]  # what --json says of one
 COLUMNS = ("NAME", "KIND", "PARAMETERS", "IMAGE", "ON DISK", "FORMAT", "ALIASES")
 
 
 def list_models(as_json: options.Json = False) -> None:
     """List the known models and what is present on disk."""
-    models = _entries()
+    models = [*_known(), *_kept(), *_of_ollama()]
     if as_json:
-        console.print_json([_record(model) for model in models])
+        console.print_json(models)
         return
     rows = [_row(model) for model in models]
     if console.is_terminal(sys.stdout):
@@ -30,33 +31,22 @@ def list_models(as_json: options.Json = False) -> None:
         console.print_table(COLUMNS, rows, right=())
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A model with a params file, or else one that mmchat downloaded or kept or that Ollama has,
-    and what is there of it. repo: of the Hub."""
-
-    name: str
-    spec: ModelSpec | None
-    held: Holding
-    repo: str | None
-
-
-def _entries() -> list[Entry]:
+def _known() -> Iterator[Model]:
+    """What has a params file, and what else mmchat downloaded."""
     from mmchat.catalog.known import folder_on_disk, known_specs
     from mmchat.checkpoints.hub_cache import weight_files
     from mmchat.hub.holdings import Holding, holding, recorded_repos
 
-    entries = []
-    for spec in known_specs():
+    specs = known_specs()
+    for spec in specs:
         held = holding(spec.repo) if spec.repo else Holding("absent")
         if spec.repo is None and (folder := folder_on_disk(spec)):
             size = sum(file.stat().st_size for file in weight_files(folder))
             held = Holding("present", folder, ("safetensors",), size)
-        entries.append(Entry(spec.name, spec, held, spec.repo))
-    known = {entry.spec.repo for entry in entries if entry.spec}
-    found = [repo for repo in recorded_repos() if repo not in known]
-    entries += (Entry(repo, None, _whole(repo), repo) for repo in found)
-    return [*entries, *_kept_entries(), *_ollama_entries()]
+        yield _model(spec.name, held, spec.repo, spec)
+    for repo in recorded_repos():
+        if all(repo != spec.repo for spec in specs):
+            yield _model(repo, _whole(repo), repo)
 
 
 def _whole(repo: str) -> Holding:
@@ -72,7 +62,7 @@ def _whole(repo: str) -> Holding:
     return replace(held, state="incomplete") if is_lacking else held
 
 
-def _kept_entries() -> Iterator[Entry]:
+def _kept() -> Iterator[Model]:
     """Rounded weights that `mmchat export --keep` wrote."""
     from mmchat.catalog.kept import kept_exports
     from mmchat.hub.holdings import Holding
@@ -81,10 +71,10 @@ def _kept_entries() -> Iterator[Entry]:
         size = sum(file.size for file in found.files.values())
         how = found.record.scheme + ", calibrated" * bool(found.record.calibrate)
         held = Holding("present", found.path, (how,), size)
-        yield Entry(found.path.name, None, held, None)
+        yield _model(found.path.name, held)
 
 
-def _ollama_entries() -> Iterator[Entry]:
+def _of_ollama() -> Iterator[Model]:
     """What Ollama has of the families that are read from its files."""
     from mmchat.checkpoints.ollama_folder import ollama_models
     from mmchat.hub.holdings import Holding
@@ -94,20 +84,22 @@ def _ollama_entries() -> Iterator[Entry]:
         if model.family in FAMILIES:
             formats = (" ".join(filter(None, ("Ollama", model.kind))),)
             held = Holding("unrecorded", model.weights, formats, model.size)
-            yield Entry(model.name, None, held, None)
+            yield _model(model.name, held)
 
 
-def _record(entry: Entry) -> dict[str, Any]:
-    spec, held = entry.spec, entry.held
+def _model(
+    name: str, held: Holding, repo: str | None = None, spec: ModelSpec | None = None
+) -> Model:
+    """held: what is there of it. repo: of the Hub."""
     return {
-        "name": entry.name,
+        "name": name,
         "model_type": spec.model_type if spec else None,
         "description": spec.description if spec else None,
         "chat_format": spec.chat_format if spec else None,
         "parameters": spec.parameters if spec else None,
         "image_size": spec.family.describe(spec.config).image_size if spec else None,
         "aliases": list(spec.aliases) if spec else [],
-        "repo": entry.repo,
+        "repo": repo,
         "state": held.state,
         "formats": list(held.formats),
         "commit": held.commit,
@@ -116,21 +108,19 @@ def _record(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    spec, held = entry.spec, entry.held
-    on_disk = "no" if held.state == "absent" else size(held.bytes)
-    if held.state == "incomplete":
-        on_disk = f"incomplete, {on_disk}"
-    elif held.state == "unreadable":
-        on_disk = held.state
+def _row(model: Model) -> tuple[str, ...]:
+    parameters, side, state = model["parameters"], model["image_size"], model["state"]
+    on_disk = "no" if state == "absent" else state
+    if model["bytes"] is not None:
+        on_disk = "incomplete, " * (state == "incomplete") + size(model["bytes"])
     return (
-        entry.name,
-        spec.chat_format if spec else "",
-        count(spec.parameters) if spec else "",
-        f"{spec.family.describe(spec.config).image_size} px" if spec else "",
+        model["name"],
+        model["chat_format"] or "",
+        "" if parameters is None else count(parameters),
+        "" if side is None else f"{side} px",
         on_disk,
-        ", ".join(held.formats),
-        ", ".join(spec.aliases) if spec else "",
+        ", ".join(model["formats"]),
+        ", ".join(model["aliases"]),
     )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import answer, console, model_choice, options, prompt_input
-from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -44,11 +43,9 @@ def look(
     as_json: options.Json = False,
     output: Annotated[
         Path | None,
-        options.of_output(
-            "-o",
-            "--output",
-            metavar="FILE.png|.html",
-            help="Write a picture, or a page where a word that is pointed at lights up.",
+        options.to_file(
+            "FILE.png|.html",
+            "Write a picture, or a page where a word that is pointed at lights up.",
         ),
     ] = None,
     quiet: options.Quiet = False,
@@ -58,14 +55,13 @@ def look(
     That is where cross-attention reads, not why the model said so.
     """
     images = images or []
-    if output is not None:
-        prompt_input.check_output(output, "--output", images, ENDINGS)
+    prompt_input.check_output(output, "--output", images, ENDINGS)
     prompt_input.check_pictures(images)
     given = prompt_input.gather(prompt, images, allow_blank=False)
     if not given.sources:
         raise UsageError("there is no picture to look at; give one with -i")
     prompt_input.expect_pictures()
-    source = find_or_offer(model, looks=True)
+    source = model_choice.find_or_offer(model, looks=True)
     check_source(source, model.ranks)
     model_choice.say_choice(model, source)
     console.note(*said.notes, *given.notes)

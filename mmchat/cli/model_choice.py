@@ -1,4 +1,7 @@
-"""Say which model was chosen, and load it: ahead of time, and with progress shown."""
+"""Find the model that was chosen, or offer its download; say which it is, and load it.
+
+It is loaded ahead of time where that can be, and with progress shown.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from typing import TYPE_CHECKING, Literal
 from mmchat import limits
 from mmchat.cli import console
 from mmchat.cli.options import as_arguments
-from mmchat.errors import MemoryError_
+from mmchat.errors import CheckpointError, MemoryError_
 from mmchat.loading.options import PATHS
+from mmchat.offline import is_hub_offline
 from mmchat.parallel.launch import launched_ranks
 from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import AUTO
@@ -29,12 +33,14 @@ from mmchat.words import size
 if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.catalog.source import ModelSource
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.loading.options import LoadOptions
     from mmchat.repl.loading import LoadingModel
 
     AnyStages = console.Stages | LoadingModel
 
 BUILT_IN = "tiny"
+_BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
 COMPILED = {"compile": "the layers", "kernels": "the CPU kernels"}  # by stage of loading
 LONG_ROUNDING = 20.0  # seconds of processor time
 # What torch imports at its end, in a third of its time, for its compiler and for GPUs.
@@ -48,6 +54,68 @@ _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
     "TOKENIZER_PATH": "--tokenizer-path",
     "MODEL_TYPE": "--params-path",
 }
+
+
+def find_or_offer(model: LoadOptions, *, looks: bool = False) -> ModelSource:
+    """`model.find()`; where that fails for want of a download, ask whether to start it.
+
+    Nothing is asked, and nothing fetched, unless a person sits at the terminal and says yes.
+    looks: raises UsageError for models that do not tell where they look; they are not even asked
+    for.
+    """
+    if looks and model.name is not None:
+        from mmchat.catalog.known import find_spec
+        from mmchat.explain.look import check_spec
+
+        if named := find_spec(str(model.name)):
+            check_spec(named)
+    try:
+        return model.find()
+    except CheckpointError:
+        spec = _downloadable(model)
+        if spec is None:
+            raise
+        if not _is_wanted(spec):
+            raise CheckpointError(
+                f"{spec.name} is not here; 'mmchat download {spec.name}' fetches it"
+            ) from None
+        from mmchat.cli.download import carry_out, say_plan
+        from mmchat.hub import download as hub
+
+        with console.interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
+            plan = hub.plan(hub.Request(spec.repo or ""))
+            say_plan(plan)
+            carry_out(plan)
+        return model.find()
+
+
+def _downloadable(model: LoadOptions) -> ModelSpec | None:
+    """The known model that is meant and not here, if it can be fetched and someone can be asked.
+
+    Raises CheckpointError or UsageError for adapters that would be refused after the download.
+    """
+    from mmchat.catalog.adapters import find_adapters
+    from mmchat.catalog.known import base_spec, find_spec, folder_on_disk
+
+    is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
+    if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():
+        return None
+    spec = find_spec(str(model.name)) or base_spec(model.name)
+    if spec is None or spec.repo is None or folder_on_disk(spec) is not None:
+        return None
+    find_adapters(model.adapter)
+    return spec
+
+
+def _is_wanted(spec: ModelSpec) -> bool:
+    from mmchat.checkpoints.hub_cache import cache_folder
+    from mmchat.storage.space import free_bytes
+
+    needed = spec.parameters * _BYTES_PER_PARAMETER
+    free = free_bytes(cache_folder())
+    console.say(f"{spec.name} is not on this machine: about {size(needed)} from {spec.repo}")
+    console.say(f"{size(free)} are free in {cache_folder()}")
+    return console.confirm("download it now?")
 
 
 def load(options: LoadOptions, source: ModelSource, stages: AnyStages) -> Model:

@@ -57,14 +57,15 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             options = _options(group, *(mark for mark in marks if isinstance(mark, Only)))
             if group is LoadOptions and any(map(_argument_settings, parameters)):
                 # another argument stands in its place
-                model = Parameter("name", _KEYWORD, default=None, annotation=ModelName)
-                options = [model if option.name == "name" else option for option in options]
+                named = Parameter("name", _KEYWORD, default=None, annotation=ModelName)
+                options = [named if option.name == "name" else option for option in options]
             groups[parameter.name] = group, [option.name for option in options]
             parameters += options
         else:
             parameters.append(parameter.replace(annotation=hint, kind=_KEYWORD))
-    argument, is_required = _model_argument(parameters)
-    if argument:
+    argument = next(filter(_is_model, parameters), None)
+    if argument:  # which Typer leaves to us, also where it must be given
+        parameters[parameters.index(argument)] = argument.replace(default=None)
         parameters.append(Parameter("named", _KEYWORD, default=None, annotation=ModelName))
     for name, default, hint in (("color", "auto", Color), ("debug", False, Debug)):
         parameters.append(Parameter(name, _KEYWORD, default=default, annotation=hint))
@@ -76,8 +77,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(ctx: typer.Context, color: str, debug: bool, **given: Any) -> None:
         if argument:
-            given[argument] = one_model(given[argument], given.pop("named"))
-            if is_required and given[argument] is None:
+            model = given[argument.name] = one_model(given[argument.name], given.pop("named"))
+            if model is None and argument.default is Parameter.empty:
                 raise UsageError("no MODEL is given; 'mmchat list' shows those that are known")
         if said:
             has_prompt = given.get("prompt") is not None
@@ -157,19 +158,9 @@ def _argument_settings(parameter: Parameter) -> ArgumentInfo | None:
     return next((s for s in settings if isinstance(s, ArgumentInfo)), None)
 
 
-def _model_argument(parameters: list[Parameter]) -> tuple[str, bool]:
-    """The argument MODEL and whether it must be given, which Typer then leaves to us; or ""."""
-    for index, parameter in enumerate(parameters):
-        found = _argument_settings(parameter)
-        if found and found.metavar in ("MODEL", "MODEL|PATH", "MODEL|REPO"):
-            is_required = parameter.default is Parameter.empty
-            if is_required:
-                parameters[index] = parameter.replace(
-                    default=None,
-                    annotation=Annotated[get_args(parameter.annotation)[0] | None, found],
-                )
-            return parameter.name, is_required
-    return "", False
+def _is_model(parameter: Parameter) -> bool:
+    found = _argument_settings(parameter)
+    return found is not None and found.metavar in ("MODEL", "MODEL|PATH", "MODEL|REPO")
 
 
 def _options(group: Any, mark: Only = Without()) -> list[Parameter]:  # noqa: B008

@@ -24,6 +24,12 @@ of_input = partial(typer.Option, rich_help_panel="Input")
 of_model = partial(typer.Option, rich_help_panel="Model")
 of_output = partial(typer.Option, rich_help_panel="Output")
 
+
+def to_file(metavar: str, help: str) -> Any:
+    """The option -o, --output; metavar: what it names."""
+    return of_output("-o", "--output", metavar=metavar, help=help)
+
+
 # Filled by --debug on whichever command it is given.
 debug_requested: set[bool] = set()
 
@@ -73,6 +79,16 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def of_scheme(more: str) -> Any:
+    """The option --quantize; more: what else its help says."""
+    return of_model(
+        metavar="SCHEME",
+        help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8 (CUDA)"
+        f" or none{more}.",
+        autocompletion=complete_scheme,
+    )
+
+
 Debug = Annotated[bool, of_output("--debug", callback=_request_debug, help="Show tracebacks.")]
 Color = Annotated[
     console.ColorMode, of_output("--color", callback=console.set_color, help="Colours.")
@@ -81,9 +97,7 @@ Quiet = Annotated[
     bool, of_output("-q", "--quiet", callback=console.set_quiet, help="No notes on stderr.")
 ]
 Json = Annotated[bool, of_output("--json", help="Print JSON, for programs.")]
-RecordFile = Annotated[
-    Path | None, of_output("-o", "--output", metavar="FILE", help="Write JSON to FILE as well.")
-]
+RecordFile = Annotated[Path | None, to_file("FILE", "Write JSON to FILE as well.")]
 
 Prompt = Annotated[
     str | None,
@@ -115,25 +129,21 @@ Offline = Annotated[
     ),
 ]
 
-MODEL_NAMES = ("-m", "--model")
 ModelName = Annotated[
     str | None,
     of_model(
-        *MODEL_NAMES,
+        "-m",
+        "--model",
         metavar="MODEL",
         help="Name, alias or folder of a model.",
         autocompletion=complete_model,
         callback=model_name,
     ),
 ]
+_of_model_name = partial(typer.Argument, autocompletion=complete_model, callback=model_name)
 ModelOrFolder = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL|PATH",
-        help="Name, alias, owner/name, folder or weights file.",
-        autocompletion=complete_model,
-        callback=model_name,
-    ),
+    _of_model_name(metavar="MODEL|PATH", help="Name, alias, owner/name, folder or weights file."),
 ]
 Words = Annotated[
     list[str] | None,
@@ -160,11 +170,9 @@ _path = partial(of_model, metavar="PATH")
 LOADING: Mapping[str, Any] = {
     "name": Annotated[
         str | None,
-        typer.Argument(
+        _of_model_name(
             metavar="MODEL",
             help="Name, alias or folder; 'tiny', or what 'mmchat config' says, if left out.",
-            autocompletion=complete_model,
-            callback=model_name,
         ),
     ],
     "device": Annotated[str, of_model(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")],
@@ -172,15 +180,7 @@ LOADING: Mapping[str, Any] = {
         Literal["auto", "float32", "bfloat16", "float16"],
         of_model(help="Number format of the weights."),
     ],
-    "quantize": Annotated[
-        str,
-        of_model(
-            metavar="SCHEME",
-            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8"
-            " (CUDA) or none; auto: as stored, or the nearest of these.",
-            autocompletion=complete_scheme,
-        ),
-    ],
+    "quantize": Annotated[str, of_scheme("; auto: as stored, or the nearest of these")],
     "quantize_keep": QuantizeKeep,
     "kv": Annotated[
         Literal["auto", "int8"],

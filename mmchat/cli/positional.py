@@ -43,27 +43,26 @@ def sort_words(words: Sequence[str], *, has_prompt: bool = False) -> Said:
     texts: list[str] = []
     pictures: list[str] = []
     notes: list[str] = []
-    folders: set[str] = set()
+    kinds: dict[str, Kind] = {}
     for word in words:
         kind, is_first = kind_of(word), not models and not texts
+        kinds[word] = kind
         if kind == "word" and is_first:
             kind = _first_of_unknown(word)
         is_model = kind == "model" or (is_first and kind in ("known", "folder"))
-        if kind == "folder":
-            folders.add(word)
         if kind == "picture":
             pictures.append(word)
         elif is_model or (has_prompt and not _is_sentence(word)):
             models.append(word)
         else:
             texts.append(word)
-    behind = [word for word in texts if is_known(word) or word in folders]
+    behind = [word for word in texts if kinds[word] in ("known", "folder")]
     is_quoted = all(_is_sentence(text) for text in texts if text not in behind)
     for word in behind:
         if is_quoted:
             texts.remove(word)
             models.append(word)
-        elif is_known(word):
+        elif kinds[word] == "known":
             notes.append(f"{quoted(word)} is taken as a word of the question; -m {word} takes")
             notes[-1] += " the model"
     return _said(models, texts, pictures, notes, has_prompt)

@@ -111,16 +111,25 @@ def check_pictures(sources: Sequence[str]) -> None:
 
 
 def check_output(
-    file: Path, option: str, sources: Sequence[str], endings: Sequence[str] = ()
+    file: Path | None,
+    option: str,
+    sources: Sequence[str] = (),
+    endings: Sequence[str] = (),
+    model: LoadOptions | None = None,
 ) -> None:
-    """See that a file that `option` names can be written later; sources: the pictures asked about.
+    """See that a file that `option` names, if it does, can be written later.
 
+    It replaces none of `sources`, the pictures asked about, and none of the files of `model`.
     endings: those that its name may have; any if there are none. Raises UsageError, DiskError.
     """
+    if file is None:
+        return
     if endings and file.suffix.lower() not in endings:
         raise UsageError(f"{option} {str(file)!r}: end the name in {' or '.join(endings)}")
     atomic_file.check_writable(file)
     refuse_overwriting(file, sources, option)
+    if model is not None:
+        keep_own_files(file, option, model)
 
 
 def refuse_overwriting(

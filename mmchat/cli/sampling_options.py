@@ -51,12 +51,7 @@ class SamplingOptions:
 
     max_new_tokens: Annotated[
         int | None,
-        _option(
-            "-n",
-            "--max-new-tokens",
-            help="Longest answer, tokens.",
-            show_default="1024",
-        ),
+        _option("-n", "--max-new-tokens", help="Longest answer, tokens.", show_default="1024"),
     ] = None
     temperature: Annotated[
         float | None,

@@ -18,18 +18,14 @@ from mmchat.words import pixels
 
 def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
-    output: Annotated[
-        Path | None,
-        options.of_output("-o", "--output", metavar="FILE.png", help="Write a preview as PNG."),
-    ] = None,
+    output: Annotated[Path | None, options.to_file("FILE.png", "Write a preview as PNG.")] = None,
     *,
     given: Annotated[LoadOptions, Only("name", "alpha")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
-    if output is not None:
-        prompt_input.check_output(output, "--output", [image], [".png"])
+    prompt_input.check_output(output, "--output", [image], [".png"])
     prompt_input.expect_pictures()
     source = replace(given, adapter="none").find(checkpoint_required=False)
     piped = prompt_input.read_image_bytes() if image == "-" else None

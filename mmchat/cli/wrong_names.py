@@ -1,15 +1,17 @@
-"""What was probably meant by the name of a command, an option or a model that does not exist."""
+"""What was probably meant: by no command at all, or by the name of one, of an option or a model."""
 
 from __future__ import annotations
 
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
 
+from mmchat.cli import console
 from mmchat.errors import UsageError, quoted
 from mmchat.spelling import closest
 
@@ -49,6 +51,8 @@ _OPTIONS_ELSEWHERE = {  # of other programs
     "--model-type": "--params-path", "--continue-chat": "--continue",
 }  # fmt: skip
 _KINDS = ("-a", "--arch", "--architecture")
+_HELP_BEGINS_QUESTION = 3  # words, as in: help me with dog.jpg
+_OWN = ("--help", "-h", "--version", "-V", "--install-completion", "--show-completion")
 _QUESTION_WORDS = {"what", "that"}  # spelt nearly as "chat"
 
 
@@ -70,7 +74,57 @@ def model_name(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
-def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
+def with_command(
+    args: list[str], commands: Collection[str], load: Callable[[str], Any]
+) -> list[str]:
+    """`args` with the command that is meant in front, also where they name none.
+
+    On a terminal that is `chat`, unless an option is one of `generate` alone; in a pipe
+    `generate`. `mmchat` alone stays as it is where stdin can hold nothing, and so does a first word
+    that was meant for a command. load: gives a command with its parameters.
+    """
+    count = next((i for i, arg in enumerate(args) if arg != "--debug"), len(args))
+    debug, rest = args[:count], args[count:]
+    if not rest:
+        if console.is_terminal(sys.stdin):
+            return [*debug, "chat"]
+        return [*debug, "generate"] if console.is_piped(False) else args
+    first = rest[0]
+    if first in commands or first.partition("=")[0] in _OWN:
+        return args
+    if first.startswith("-") and first != "-":
+        has_command = any(arg in commands for arg in rest)
+        at = _first_word(rest, load) if has_command else len(rest)
+        if at < len(rest) and rest[at] in commands:
+            return [*debug, rest[at], *rest[:at], *rest[at + 1 :]]
+    elif first == "help" and (len(rest) < _HELP_BEGINS_QUESTION or rest[1] in commands):
+        return [*debug, *rest[1:], "--help"]
+    elif _is_slip(first, rest[1:], commands):
+        return args
+    return [*debug, _meant(rest, load), *rest]
+
+
+def _first_word(args: Sequence[str], load: Callable[[str], Any]) -> int:
+    """Where the first word stands that is no option and no value of one; their count if none is."""
+    parameters = [p for name in ("generate", "chat") for p in load(name).params]
+    valued = {option for p in parameters if not getattr(p, "is_flag", False) for option in p.opts}
+    is_value = False
+    for at, arg in enumerate(args):
+        if not is_value and not (arg.startswith("-") and arg != "-"):
+            return at
+        is_value = not is_value and arg in valued
+    return len(args)
+
+
+def _meant(args: list[str], load: Callable[[str], Any]) -> str:
+    if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout)):
+        return "generate"
+    alone = set(_option_names(load("generate"))) - set(_option_names(load("chat")))
+    given = {re.match(r"--[^=]+|-.|", arg)[0] for arg in args}  # type: ignore[index]
+    return "generate" if given & alone else "chat"
+
+
+def _is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
     """Whether a first word that is no command was meant for one, or for a model, by a slip.
 
     A single bare word may be anything; beside other words it is the question, or begins it.
@@ -114,12 +168,12 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
         return f"{message}; did you mean {_OPTIONS_ELSEWHERE[name]}?"
     if name in _KINDS:
         return f"{message}; the kind of model is read from its files: --model says which one"
-    longs = [option for option in option_names(own) if option.startswith("--")]
+    longs = [option for option in _option_names(own) if option.startswith("--")]
     prefixed = (option for option in longs if len(name) > 3 and option.startswith(name))
     if near := [*closest(name, longs, cutoff=0.75), *prefixed]:
         return f"{message}; did you mean {near[0]}?"
     others = commands()
-    having = [other for other, command in others.items() if name in option_names(command)]
+    having = [other for other, command in others.items() if name in _option_names(command)]
     is_argument = any(name.lstrip("-").upper() in _arguments(one) for one in others.values())
     if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
@@ -146,5 +200,5 @@ def _arguments(command: Any) -> list[str]:
     return [name.split("|")[0].upper() for name in found]
 
 
-def option_names(command: Any) -> list[str]:
+def _option_names(command: Any) -> list[str]:
     return [option for parameter in command.params for option in parameter.opts]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.cli import console, no_command
+from mmchat.cli import console, wrong_names
 from mmchat.cli.app import COMMANDS, load
 from mmchat.cli.positional import Said, sort_words
 from mmchat.errors import ParamsError, UsageError
@@ -253,8 +253,8 @@ def test_without_a_command_it_is_chat_on_a_terminal_and_generate_elsewhere(
     monkeypatch.setattr(console, "is_terminal", lambda s: s in [getattr(sys, n) for n in there])
     args = shlex.split(line)
     meant = on_terminal if terminals == "both" else elsewhere
-    assert no_command.with_command(args, COMMANDS, load) == [meant, *args]
-    debug = no_command.with_command(["--debug", *args], COMMANDS, load)
+    assert wrong_names.with_command(args, COMMANDS, load) == [meant, *args]
+    debug = wrong_names.with_command(["--debug", *args], COMMANDS, load)
     assert debug == ["--debug", meant, *args]
 
 
@@ -266,7 +266,7 @@ def test_without_a_command_it_is_chat_on_a_terminal_and_generate_elsewhere(
 )  # fmt: skip
 def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
     args = shlex.split(line)
-    assert no_command.with_command(args, COMMANDS, load) == args
+    assert wrong_names.with_command(args, COMMANDS, load) == args
 
 
 @pytest.mark.parametrize(
@@ -290,20 +290,20 @@ def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
 )
 def test_options_may_stand_in_front_of_the_command_and_help_is_one(line, meant):
     args = shlex.split(line)
-    assert no_command.with_command(args, COMMANDS, load) == shlex.split(meant)
+    assert wrong_names.with_command(args, COMMANDS, load) == shlex.split(meant)
 
 
 def test_nothing_at_all_is_chat_on_a_terminal_and_help_where_nothing_can_come(monkeypatch, capfd):
     with open(os.devnull) as nothing:  # noqa: PTH123 - as a shell gives it
         monkeypatch.setattr(sys, "stdin", nothing)
-        assert no_command.with_command([], COMMANDS, load) == []
+        assert wrong_names.with_command([], COMMANDS, load) == []
     read, write = os.pipe()
     os.close(write)
     with open(read) as pipe:  # noqa: PTH123 - as a shell gives it
         monkeypatch.setattr(sys, "stdin", pipe)
-        assert no_command.with_command([], COMMANDS, load) == ["generate"]
+        assert wrong_names.with_command([], COMMANDS, load) == ["generate"]
     monkeypatch.setattr(console, "is_terminal", lambda _: True)
-    assert no_command.with_command([], COMMANDS, load) == ["chat"]
+    assert wrong_names.with_command([], COMMANDS, load) == ["chat"]
 
 
 @pytest.mark.process
