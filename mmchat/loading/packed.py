@@ -17,7 +17,6 @@ from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.computed import PackedWeight, spans
 from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint, GgufPacking
-from mmchat.checkpoints.packed.base import fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.nn.linear import Linear
@@ -139,7 +138,7 @@ def fill(layer: Linear, weight: PackedWeight, device: torch.device, added: Added
     form, entry = layer.format, weight.entry
     wanted = (layer.out_features, layer.in_features)
     if entry.shape != wanted:
-        fail(entry, f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
+        raise entry.error(f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
     for begin, end in spans(entry.shape):
         held = form.adopt(weight.codes(begin, end)) if weight.codes else None
