@@ -81,6 +81,4 @@ def _affine(packed: Source, scale: Source, bits: int, group: int) -> PackedWeigh
 def _channels_first(entry: Source) -> Computed:
     n, height, width, channels = entry.shape
     made = replace(entry, shape=(n, channels, height, width))
-    return Computed(
-        made, (entry.name,), lambda read: read(entry.name).permute(0, 3, 1, 2).contiguous()
-    )
+    return Computed(made, (entry.name,), lambda: entry.read().permute(0, 3, 1, 2).contiguous())
