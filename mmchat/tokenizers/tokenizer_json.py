@@ -21,7 +21,7 @@ from mmchat.checkpoints.gguf_file import is_gguf, read_header
 from mmchat.checkpoints.mapped_file import MappedFile
 from mmchat.errors import CheckpointError, MissingExtra, quoted
 from mmchat.strict_json import Where, as_object, read_json
-from mmchat.tokenizers.base import Tokenizer, clean_text, not_encoded, refusals
+from mmchat.tokenizers.base import Tokenizer, refusals
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
 from mmchat.tokenizers.text_steps import check_steps
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
@@ -264,9 +264,5 @@ class LibraryTokenizer(Tokenizer):
         with refusals(lambda reason: where.fail(f"the tokenizers library refuses it: {reason}")):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
 
-    def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
-        text = clean_text(text)
-        with refusals(not_encoded):
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return self.checked(ids)
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
