@@ -202,7 +202,7 @@ def _assign(
     tensor: Tensor,
     placement: Placement,
     added: AddedError,
-    shares: Shares | None = None,
+    shares: Shares | None,
 ) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round.
 

@@ -82,7 +82,7 @@ def packed_weight(
     dtype: str,
     others: Iterable[Source | None],
     rows: Callable[[int, int], Tensor],
-    codes: Callable[[int, int], Codes] | None = None,
+    codes: Callable[[int, int], Codes] | None,
 ) -> PackedWeight:
     """The weight that is made of `first` and of those `others` that are there. rows: of any
     dtype."""
@@ -141,14 +141,6 @@ def unpacked_bytes(words: Tensor, bits: int) -> Tensor:
 
     found = words.contiguous().view(torch.uint8)
     return found if bits == 8 else torch.stack((found & 15, found >> 4), dim=-1).flatten(-2)
-
-
-def grouped(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """(codes - zero) · scale in float32 [n, K]; scale, zero: [n, G]."""
-    wide = codes.float().unflatten(1, (scale.shape[1], -1))
-    if zero is not None:
-        wide = wide - zero.float()[..., None]
-    return (wide * scale.float()[..., None]).flatten(1)
 
 
 def words_of(bits: int, count: int) -> int:

@@ -17,7 +17,6 @@ from mmchat.checkpoints.packed.base import (
     Packing,
     Source,
     ending,
-    grouped,
     one_of,
     packed_weight,
     source,
@@ -111,7 +110,8 @@ def _in_words(
 
     def values(begin: int, end: int) -> Tensor:
         levels = unpacked_bytes(packed.read()[begin:end], bits)[:, :columns]
-        return grouped(levels, scale.read()[begin:end], zeros(begin, end))
+        wide = levels.float().unflatten(1, (-1, group)) - zeros(begin, end)[..., None]
+        return (wide * scale.read()[begin:end].float()[..., None]).flatten(1)
 
     def codes(begin: int, end: int) -> Codes:
         import torch
