@@ -117,7 +117,7 @@ class ModelSource:
         """
         from mmchat import limits
         from mmchat.checkpoints.writers import copy_into, papers_beside, write_json
-        from mmchat.tokenizers.gguf_tokenizer import tokenizer_document
+        from mmchat.tokenizers.tokenizer_json import tokenizer_document
 
         tokenizer = self.tokenizer_file()
         if is_gguf(tokenizer):

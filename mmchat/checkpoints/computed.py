@@ -17,20 +17,18 @@ if TYPE_CHECKING:
 
 _ROWS = 64  # spans begin at multiples, where no byte and no block is cut
 
-Read = Callable[[str], "Tensor"]
-
 
 @dataclass(frozen=True)
 class Computed:
     """A tensor that is not stored as it is wanted.
 
     entry: what readers are told of it. sources: names of the stored tensors that it is made of.
-    compute: makes it, reading each of them; the result has the shape and dtype of `entry`.
+    compute: reads them and makes it, of the shape and dtype of `entry`.
     """
 
     entry: TensorEntry
     sources: tuple[str, ...]
-    compute: Callable[[Read], Tensor]
+    compute: Callable[[], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class PackedWeight:
         assert self.ordered  # noqa: S101
         return self.ordered(rows)
 
-    def compute(self, _: Read) -> Tensor:
+    def compute(self) -> Tensor:
         import torch
 
         return self.to(getattr(torch, self.entry.dtype))
@@ -94,10 +92,10 @@ class ComputedCheckpoint(Checkpoint):
         self, stored: Checkpoint, tensors: Iterable[Computed | PackedWeight], remark: str = ""
     ) -> None:
         self._stored = stored
-        self._own = {tensor.entry.name: tensor for tensor in tensors}
-        made = {t.sources[0]: t.entry for t in self._own.values()}
-        hidden = {name for tensor in self._own.values() for name in tensor.sources}
-        if twice := next((n for n in self._own if n in stored.entries and n not in hidden), None):
+        self.computed = own = {tensor.entry.name: tensor for tensor in tensors}
+        made = {tensor.sources[0]: tensor.entry for tensor in own.values()}
+        hidden = {name for tensor in own.values() for name in tensor.sources}
+        if twice := next((n for n in own if n in stored.entries and n not in hidden), None):
             raise CheckpointError(
                 f"{shown(stored.files[0])}: tensor {shown(twice)} is there as it is, and packed as"
                 " well; download it again"
@@ -107,22 +105,21 @@ class ComputedCheckpoint(Checkpoint):
             for name, entry in stored.entries.items()
         ]
         self.entries = {entry.name: entry for entry in entries if entry}
-        self.computed = {n: t for n, t in stored.computed.items() if n not in hidden} | self._own
         self.format = stored.format
         self.files, self.total_bytes = stored.files, stored.total_bytes
         self.remarks = (*stored.remarks, remark) if remark else stored.remarks
 
     def read(self, name: str, used: Used | None = None) -> Tensor:
-        tensor = self._own.get(name)
-        return tensor.compute(self._stored.read) if tensor else self._stored.read(name, used)
+        tensor = self.computed.get(name)
+        return tensor.compute() if tensor else self._stored.read(name, used)
 
     def rows(self, name: str) -> Tensor:
         """The tensor, or a PackedWeight in its place, so that it need not be whole in memory."""
-        tensor = self._own.get(name)
+        tensor = self.computed.get(name)
         return cast("Tensor", tensor) if isinstance(tensor, PackedWeight) else self.read(name)
 
     def release(self, name: str) -> None:
-        tensor = self._own.get(name)
+        tensor = self.computed.get(name)
         for source in tensor.sources if tensor else (name,):
             self._stored.release(source)
 

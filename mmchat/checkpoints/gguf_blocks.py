@@ -6,7 +6,7 @@ theirs to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,17 +22,13 @@ _CHUNK = 2**18  # numbers that are widened together, so that what lies between s
 class BlockType:
     """A type of blocks, each of `values` numbers in `bytes` bytes.
 
-    parts: uint8 [blocks, bytes] -> their codes, a row for each block. bits: of one number.
+    parts: uint8 [blocks, bytes] -> their codes, a row for each block.
     """
 
     name: str
     values: int
     bytes: int
     parts: Callable[[Tensor], Codes]
-
-    @property
-    def bits(self) -> float:
-        return 8 * self.bytes / self.values
 
     def codes(self, packed: Tensor) -> Codes:
         """Those of whole rows, uint8 [rows, bytes of a row]."""
@@ -43,10 +39,12 @@ class BlockType:
         return Codes(levels, scale, zero, large)
 
 
-def widened(kind: BlockType, packed: Tensor, out: Tensor) -> Tensor:
-    """Fill `out` [rows, columns] of any float dtype from `packed`, uint8 [rows, bytes of a row]."""
-    blocks, flat = packed.reshape(-1, kind.bytes), out.view(-1)
-    step = _CHUNK // kind.values
+def widened(kind: BlockType, packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The numbers in `packed`, uint8 [..., bytes of a row], as float32 of this shape."""
+    import torch
+
+    blocks, out = packed.reshape(-1, kind.bytes), torch.empty(shape)
+    flat, step = out.view(-1), _CHUNK // kind.values
     for begin in range(0, len(blocks), step):
         part = _wide(kind.parts(blocks[begin : begin + step]))
         flat[begin * kind.values :][: part.numel()] = part.reshape(-1)

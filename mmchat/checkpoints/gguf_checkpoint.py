@@ -43,8 +43,7 @@ class GgufPacking(Packing):
 class GgufCheckpoint(ComputedCheckpoint):
     """The tensors of one model by their names in GGUF. metadata: of both files; the first wins.
 
-    packed: the tensors as they are stored. blocks: the types of those that are, by name. packing:
-    None where nothing is packed.
+    blocks: the types of those that are packed, by name. packing: None where nothing is.
     """
 
     def __init__(self, files: Parsed) -> None:
@@ -60,35 +59,28 @@ class GgufCheckpoint(ComputedCheckpoint):
             self.metadata = {**header.metadata, **self.metadata}
             self.blocks |= header.blocks
         stored = Checkpoint("gguf", [file for file, _ in files], parts, {}, [])
-        self.packed = stored.entries
-        self._stored = stored
-        super().__init__(stored, [self._wide(name) for name in self.blocks])
-
-        matrices = [(self.packed[n], b) for n, b in self.blocks.items()]
+        self._packed = stored.entries
+        super().__init__(stored, [_wide(stored, *named) for named in self.blocks.items()])
         self.packing: GgufPacking | None = None
-        if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
-            self.packing = GgufPacking(8 * sum(e.num_bytes for e, _ in matrices) / numbers)
-
-    def _wide(self, name: str) -> Computed | PackedWeight:
-        packed, block = self.packed[name], self.blocks[name]
-        columns = packed.shape[-1] // block.bytes * block.values
-        entry = replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
-        if len(entry.shape) == 2:
-            return gguf_weight(entry, block, partial(self._stored.read, name))
-        return Computed(entry, (name,), lambda read: _widened(block, read(name), entry.shape))
+        if wide := self.computed.values():
+            packed_bytes = sum(self._packed[name].num_bytes for name in self.blocks)
+            self.packing = GgufPacking(8 * packed_bytes / sum(one.entry.numel for one in wide))
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()
-        for name, entry in self.packed.items():
+        for name, entry in self._packed.items():
             kind = self.blocks[name].name if name in self.blocks else entry.dtype
             found[kind] += entry.num_bytes
         return dict(found)
 
 
-def _widened(block: BlockType, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    import torch
-
-    return widened(block, packed, torch.empty(shape))
+def _wide(stored: Checkpoint, name: str, block: BlockType) -> Computed | PackedWeight:
+    packed, read = stored.entries[name], partial(stored.read, name)
+    columns = packed.shape[-1] // block.bytes * block.values
+    entry = replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
+    if len(entry.shape) == 2:
+        return gguf_weight(entry, block, read)
+    return Computed(entry, (name,), lambda: widened(block, read(), entry.shape))
 
 
 def gguf_weight(entry: TensorEntry, block: BlockType, read: Callable[[], Tensor]) -> PackedWeight:
@@ -99,7 +91,7 @@ def gguf_weight(entry: TensorEntry, block: BlockType, read: Callable[[], Tensor]
         return gguf_weight(entry, block, lambda: packed)
 
     def rows(begin: int, end: int) -> Tensor:
-        return _widened(block, read()[begin:end], (end - begin, entry.shape[1]))
+        return widened(block, read()[begin:end], (end - begin, entry.shape[1]))
 
     return PackedWeight(
         entry=entry,

@@ -62,6 +62,9 @@ class TensorEntry:
         """The byte of `file` behind its data."""
         return self.offset + self.num_bytes
 
+    def error(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{shown(self.file)}: tensor {shown(self.name)}: {reason}")
+
 
 def shown(name: object) -> str:
     """A name from outside, safe to print: quoted, control characters escaped, length bounded."""

@@ -94,14 +94,13 @@ def _memory(
     from mmchat.estimate.memory import advice
     from mmchat.hardware.memory import available_memory
 
-    packed = None
+    others = ()
     if source.spec.packing and source.checkpoint and not source.exported:
         from mmchat.loading.packed import as_packed
 
         with source.open_weights() as files:
-            options, packed = as_packed(files, source.spec, options, placement)
+            options, _, others = as_packed(files, source.spec, options, placement)
     in_place = _used_in_place(source, placement)
-    others = packed.others if packed else ()
     known = {"workload": workload, "from_file": in_place, "others": others}
     setup = options.setup(source.spec, placement, **known)
     need, free = setup.need(), available_memory(placement.device)

@@ -29,7 +29,6 @@ from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import as_packed
 from mmchat.loading.prepared import Prepared, placement_of, prepare, prepare_kernels
 from mmchat.loading.shares import join
 from mmchat.loading.weights import load_weights, together
@@ -267,9 +266,7 @@ def load_with(
         other: Any = loaded.runtime.model  # type: ignore[attr-defined]
         spec, options = loaded.spec, replace(loaded.options, progress=None)
         working = options.setup(spec, placement).need().working
-        packed = as_packed(files, spec, options, placement)[1] if files.computed else None
-        packed = packed and replace(packed, formats=loaded.formats)
-        prepared = Prepared(files, spec, options, placement, None, adapters, packed)
+        prepared = Prepared(files, spec, options, placement, None, adapters, loaded.formats)
         model = load_weights(prepared, other=other, changed=changed)
         remarks = adapters.remarks
     return replace(
@@ -306,10 +303,9 @@ def _fill(prepared: Prepared, group: Group | None = None, *, repack: bool) -> Ru
     runtime = make_runtime(model, p.placement.device, compile, p.options.progress)
     runtime.notices += p.notices
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
-    formats = p.packed.formats if p.packed else None
     return Running(
         runtime=runtime, placement=p.placement, options=p.options, format=p.files.format,
-        remarks=remarks, memory=p.memory, formats=formats, rounding_seconds=rounding,
+        remarks=remarks, memory=p.memory, formats=p.formats, rounding_seconds=rounding,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ so that no weight is in memory unpacked.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import sqrt
 
 import torch
@@ -17,7 +17,6 @@ from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.computed import PackedWeight, spans
 from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint, GgufPacking
-from mmchat.checkpoints.packed.base import fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.nn.linear import Linear
@@ -68,31 +67,17 @@ class AddedError:
         return "" if label == GgufPacking.label else f"{label}: kept as it is"
 
 
-@dataclass(frozen=True)
-class PackedLayers:
-    """Layers that another program packed, by the names of the model.
-
-    formats: of those that are to be quantised, None for the plan's of all. label: who packed them.
-    others: (part, rows, columns, format) of each layer that is held in another format than the
-    plan's.
-    """
-
-    formats: Mapping[str, Format] | None
-    label: str
-    others: tuple[OtherLayer, ...] = ()
-
-
 def as_packed(
     files: Checkpoint, spec: ModelSpec, options: LoadOptions, placement: Placement
-) -> tuple[LoadOptions, PackedLayers]:
+) -> tuple[LoadOptions, Mapping[str, Format] | None, tuple[OtherLayer, ...]]:
     """Options that leave the parts alone of which nothing is packed, and the layers that are.
 
-    A scheme that was asked for is that of all layers. Raises CheckpointError, and UsageError for
-    parts to keep where nothing is rounded.
+    These by their names with their formats, or None for the plan's of all; and each that is held in
+    another format than the plan's. A scheme that was asked for is that of all layers. Raises
+    CheckpointError, and UsageError for parts to keep where nothing is rounded.
     """
-    label = spec.packing.label if spec.packing else ""
-    if options.quantize != AUTO:
-        return options, PackedLayers(None, label)
+    if options.quantize != AUTO or not files.computed:
+        return options, None, ()
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
@@ -117,7 +102,7 @@ def as_packed(
             formats[name] = own if own.fits(*shape) else INT8
         if formats[name] != planned:
             others.append((part, *shape, formats[name]))
-    return options, PackedLayers(formats, label, tuple(others))
+    return options, formats, tuple(others)
 
 
 def _as_stored(
@@ -139,7 +124,7 @@ def fill(layer: Linear, weight: PackedWeight, device: torch.device, added: Added
     form, entry = layer.format, weight.entry
     wanted = (layer.out_features, layer.in_features)
     if entry.shape != wanted:
-        fail(entry, f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
+        raise entry.error(f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
     for begin, end in spans(entry.shape):
         held = form.adopt(weight.codes(begin, end)) if weight.codes else None

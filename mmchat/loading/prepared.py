@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from mmchat.estimate.memory import check_memory, used_in_place
 from mmchat.hardware.memory import available_memory
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import PackedLayers, as_packed
+from mmchat.loading.packed import as_packed
+from mmchat.quant.formats.base import Format
 from mmchat.quant.kernels import native
 from mmchat.quant.schemes import find_scheme
 
@@ -30,9 +32,8 @@ _COMPARED_NUMBERS = 65_536  # of a tensor that is compared between ranks
 class Prepared:
     """Checked files and what is made of them, before weights are read.
 
-    exported: how the files were made. adapters: are merged into what is no export. packed: what
-    as_packed found in the files. notices: takes what is to be said of the model. memory: as in
-    loader.Running.
+    exported: how the files were made. adapters: are merged into what is no export. notices: takes
+    what is to be said of the model. formats, memory: as in loader.Running.
     """
 
     files: Checkpoint
@@ -41,7 +42,7 @@ class Prepared:
     placement: Placement
     exported: ExportRecord | None
     adapters: Adapters
-    packed: PackedLayers | None = None
+    formats: Mapping[str, Format] | None = None
     notices: list[str] = field(default_factory=list)
     memory: int | None = None
 
@@ -76,21 +77,18 @@ def prepare(
     placement = placement_of(spec, options, as_exported=exported is not None)
     if group:
         placement = replace(placement, device=group.device_of(placement.device))
-    packed = None
-    if files.computed:
-        options, packed = as_packed(files, spec, options, placement)
+    options, formats, others = as_packed(files, spec, options, placement)
     options = replace(options, quantize=options.scheme(spec, placement))
     notices = prepare_kernels(placement, options)
     dtype = str(placement.dtype).removeprefix("torch.")
     in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
-    others = packed.others if packed else ()
     setup = options.setup(spec, placement, from_file=in_place, others=others)
     available = available_memory(placement.device)
     if group and available is not None and placement.device.type == "cpu":
         available //= group.ranks_here
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    return Prepared(files, spec, options, placement, exported, adapters, packed, notices, memory)
+    return Prepared(files, spec, options, placement, exported, adapters, formats, notices, memory)
 
 
 def placement_of(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:

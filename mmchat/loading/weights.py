@@ -82,7 +82,7 @@ def load_weights(
         model.fuse_projections()
     if other:
         _share(other, model)
-    if p.packed and (remark := added.remark(p.packed.label, options.quantize)):
+    if spec.packing and (remark := added.remark(spec.packing.label, options.quantize)):
         p.notices.append(remark)
     model.finish_loading(device)
     if repack:
@@ -92,10 +92,10 @@ def load_weights(
 
 def _empty(prepared: Prepared) -> FamilyModel:
     """The model on the meta device, in the formats that it will have."""
-    spec, options, packed = prepared.spec, prepared.options, prepared.packed
+    spec, options = prepared.spec, prepared.options
     with shapes_only():
         model = spec.family.build().model(spec.config)
-    set_formats(model, options.plan, packed.formats if packed else None)
+    set_formats(model, options.plan, prepared.formats)
     model.kv_dtype = torch.int8 if options.kv == "int8" else None
     return model
 
@@ -202,7 +202,7 @@ def _assign(
     tensor: Tensor,
     placement: Placement,
     added: AddedError,
-    shares: Shares | None = None,
+    shares: Shares | None,
 ) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round.
 

@@ -62,9 +62,9 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, follow: bool = Tr
         raise _no_name(path, error) from None
 
 
-def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
+def write_text(path: Path, text: str) -> None:
     """`write_bytes` of `text` in UTF-8; what UTF-8 cannot hold is written as a backslash escape."""
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), mode=mode)
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _is_special(path: Path) -> bool:

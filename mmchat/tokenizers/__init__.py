@@ -28,7 +28,6 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, the first of them in a folder, or
     that of a GGUF.
 
-
     Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
     only the `tokenizers` library can run.
     """
@@ -41,11 +40,7 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
                 " name the file"
             )
         path = found
-    if is_gguf(path):
-        from mmchat.tokenizers.gguf_tokenizer import open_gguf_tokenizer
-
-        return open_gguf_tokenizer(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" or is_gguf(path):
         from mmchat.tokenizers.tokenizer_json import open_tokenizer_json
 
         return open_tokenizer_json(path)

@@ -37,8 +37,25 @@ class Tokenizer:
         self._special_bytes[self.vocab_size] = IMAGE_TOKEN.encode()
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of `text`. Raises PromptError over the size limit."""
+        """Ordinary token ids of `text`: the names of special tokens in it, but for tags, are text.
+
+        Raises PromptError over the size limit.
+        """
+        return self._encoded(text, self._ids)
+
+    def _ids(self, text: str) -> list[int]:
+        """What the library that runs it makes of clean text."""
         raise NotImplementedError
+
+    def _encoded(self, text: str, ids_of: Callable[[str], list[int]]) -> list[int]:
+        """What `ids_of` makes of clean text, after making sure that no special id is among them."""
+        text = clean_text(text)
+        with refusals(lambda reason: PromptError(f"the text cannot be encoded: {reason}")):
+            ids = ids_of(text)
+        ordinary, special = len(self.tokens), self._special_bytes
+        if any((i >= ordinary or i in special) and i not in self._tag_ids for i in ids):
+            raise PromptError("the text encodes to a special token; this must not happen")
+        return ids
 
     def encode_rest(self, text: str) -> list[int]:
         """The same where `text` goes on behind other tokens: their bytes are its bytes."""
@@ -65,12 +82,6 @@ class Tokenizer:
         wanted = (i for i in ids if not (skip_special and self.is_special(i)))
         return b"".join(map(self.token_bytes, wanted)).decode("utf-8", "replace")
 
-    def checked(self, ids: list[int]) -> list[int]:
-        """`ids` of encoded text, after making sure that no special id is among them."""
-        if any(i >= len(self.tokens) and i not in self._tag_ids for i in ids):
-            raise PromptError("the text encodes to a special token; this must not happen")
-        return ids
-
 
 @contextmanager
 def refusals(refused: Callable[[str], MmchatError]) -> Iterator[None]:
@@ -84,10 +95,6 @@ def refusals(refused: Callable[[str], MmchatError]) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise refused(quoted(str(error))) from None
-
-
-def not_encoded(reason: str) -> PromptError:
-    return PromptError(f"the text cannot be encoded: {reason}")
 
 
 def clean_text(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mmchat.tokenizers.base import Tokenizer, clean_text, not_encoded, refusals
+from mmchat.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -56,17 +56,14 @@ class BytePairTokenizer(Tokenizer):
             "mmchat", pat_str=self.split, mergeable_ranks=ranks, special_tokens=self.tags
         )
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; the names of special tokens in it but for tags are ordinary text."""
+    def _ids(self, text: str) -> list[int]:
         ids: list[int] = []
-        text = clean_text(text)
         if self.composes:
             text = unicodedata.normalize("NFC", text)
         tags = set(self.tags)
-        with refusals(not_encoded):
-            for piece in pieces(text):
-                ids += self._encoding.encode(piece, allowed_special=tags, disallowed_special=())
-        return self.checked(ids)
+        for piece in pieces(text):
+            ids += self._encoding.encode(piece, allowed_special=tags, disallowed_special=())
+        return ids
 
 
 def pieces(text: str) -> Iterator[str]:

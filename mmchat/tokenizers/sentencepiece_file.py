@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mmchat import limits
-from mmchat.errors import CheckpointError, PromptError, quoted
+from mmchat.errors import CheckpointError, quoted
 from mmchat.strict_json import Where, read_bounded
-from mmchat.tokenizers.base import REPLACEMENT, Tokenizer, clean_text, not_encoded
+from mmchat.tokenizers.base import Tokenizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
 
@@ -36,32 +36,17 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         super().__init__(tokens, specials)
-        self._specials = frozenset(specials.values())
+        self._special_bytes = {i: tokens[i] for i in specials.values()}  # and no image token
         self._whole: Any = SentencePieceProcessor(model_proto=model)
         self._rest: Any = SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
 
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self._specials
-
-    def encode(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
         """Ids of a text that begins anew; those of an empty one are none."""
-        return self._encode(self._whole, text)
+        return self._whole.encode(text)
 
     def encode_rest(self, text: str) -> list[int]:
         """Ids of a text that goes on where another ended, such as after the end of an answer."""
-        return self._encode(self._rest, text)
-
-    def _encode(self, model: Any, text: str) -> list[int]:
-        try:
-            ids = model.encode(clean_text(text))
-        except RuntimeError as error:
-            raise not_encoded(quoted(str(error))) from None
-        if not self._specials.isdisjoint(ids):
-            raise PromptError("the text encodes to a special token; this must not happen")
-        return ids
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else REPLACEMENT
+        return self._encoded(text, self._rest.encode)
 
 
 def open_sentencepiece_file(path: Path) -> SentencePieceTokenizer:

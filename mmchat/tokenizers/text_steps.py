@@ -12,7 +12,7 @@ from typing import Any
 
 from mmchat.errors import quoted
 from mmchat.strict_json import Where, as_object
-from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT
+from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, QWEN_SPLIT
 
 _MOST_STEPS = 16
 # None of them makes text longer the second time; NFKC and NFKD make it 11 times as long at most.
@@ -20,7 +20,7 @@ _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Stri
 _PRE_TOKENIZERS = ("ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit")
 _SPLITS = (
     LLAMA3_SPLIT,
-    LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}"),  # Qwen 2
+    QWEN_SPLIT,
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2
 )
 

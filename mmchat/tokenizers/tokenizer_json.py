@@ -1,5 +1,7 @@
 """The Hub's tokenizer.json: run by tiktoken where that gives the same ids, else by its own library.
 
+GGUF files hold the parts of the tokenizer.json that they were made from.
+
 tokenizer.json lists merges in order; tiktoken merges the pair whose result has the lowest rank. For
 a vocabulary that was converted from tiktoken, as Llama 3's, the two agree; `merges_follow_ranks`
 proves it for the file at hand.
@@ -9,35 +11,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mmchat import limits
+from mmchat.checkpoints.gguf_file import is_gguf, read_header
+from mmchat.checkpoints.mapped_file import MappedFile
 from mmchat.errors import CheckpointError, MissingExtra, quoted
 from mmchat.strict_json import Where, as_object, read_json
-from mmchat.tokenizers.base import Tokenizer, clean_text, not_encoded, refusals
+from mmchat.tokenizers.base import Tokenizer, refusals
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
 from mmchat.tokenizers.text_steps import check_steps
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
 
 Pair = tuple[bytes, bytes]
 
+_KEYS = "tokenizer.ggml."  # of GGUF's metadata
+_PLAIN, _SPECIAL = 1, (3, 4)  # control tokens, and those that a user defined
+
 
 def open_tokenizer_json(path: Path) -> Tokenizer:
-    """Read a tokenizer.json with byte-level BPE.
+    """Read a tokenizer.json, or the tokenizer of a GGUF file, with byte-level BPE.
 
     Raises CheckpointError for a damaged file or another kind of tokenizer, MissingExtra if only the
     `tokenizers` library gives its ids and it is not installed.
     """
     where = Where(str(path), error=CheckpointError)
-    return tokenizer_of(
-        as_object(read_json(path, where, limits.TOKENIZER_JSON_BYTES), where), where
-    )
-
-
-def tokenizer_of(found: Mapping[str, Any], where: Where) -> Tokenizer:
-    """`open_tokenizer_json` of its content, which stands at `where`."""
+    if is_gguf(path):
+        found = tokenizer_document(path)
+    else:
+        found = as_object(read_json(path, where, limits.TOKENIZER_JSON_BYTES), where)
     model_where = where.child("model")
     model = as_object(found.get("model"), model_where)
     # bytes must stand as letters, so that text comes back from the tokens' letters
@@ -57,6 +62,50 @@ def tokenizer_of(found: Mapping[str, Any], where: Where) -> Tokenizer:
         return BytePairTokenizer(tokens, specials)
     check_steps(found, where)
     return LibraryTokenizer(found, tokens, specials, where)
+
+
+def tokenizer_document(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer.json that says what a GGUF file does.
+
+    Raises CheckpointError for another kind of tokenizer than Llama 3's, or a damaged one.
+    """
+    where = Where(str(path), error=CheckpointError)
+    with closing(MappedFile(path)) as file:
+        found = read_header(file).metadata
+    kinds = tuple(found.get(_KEYS + key) for key in ("model", "pre"))
+    if kinds != ("gpt2", "llama-bpe"):
+        raise where.fail(f"its tokenizer is {quoted(kinds)}, not that of Llama 3")
+    for key in ("tokens", "merges"):
+        if not isinstance(found.get(_KEYS + key), list):  # of which the header's are of texts alone
+            raise where.child(_KEYS + key).fail("expected a list of texts")
+    names, merges = found[f"{_KEYS}tokens"], found[f"{_KEYS}merges"]
+    types = found.get(f"{_KEYS}token_type")
+    if not isinstance(types, tuple) or len(types) != len(names):
+        raise where.child(f"{_KEYS}token_type").fail("expected a number for each token")
+    numbered = list(enumerate(zip(names, types, strict=True)))
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": name, **plain, "special": True}
+        for i, (name, kind) in numbered
+        if kind in _SPECIAL
+    ]
+    split = {"pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Split", **split}, {**bytes_, "use_regex": False}],
+        },
+        "decoder": bytes_,
+        "model": {
+            "type": "BPE",
+            "ignore_merges": True,
+            "vocab": {name: i for i, (name, kind) in numbered if kind == _PLAIN},
+            "merges": merges,
+        },
+    }
 
 
 def _says(value: Any, entries: Mapping[str, Any]) -> bool:
@@ -215,9 +264,5 @@ class LibraryTokenizer(Tokenizer):
         with refusals(lambda reason: where.fail(f"the tokenizers library refuses it: {reason}")):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
 
-    def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
-        text = clean_text(text)
-        with refusals(not_encoded):
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return self.checked(ids)
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids

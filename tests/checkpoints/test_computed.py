@@ -17,7 +17,9 @@ def test_a_computed_tensor_stands_in_place_of_its_sources(tmp_path):
     stored = open_checkpoint(tmp_path / "m.safetensors")
     entry = replace(stored.entries["a.codes"], name="a", dtype="float32")
     made = Computed(
-        entry, ("a.codes", "a.scale"), lambda read: read("a.codes") * read("a.scale")[:, None]
+        entry,
+        ("a.codes", "a.scale"),
+        lambda: stored.read("a.codes") * stored.read("a.scale")[:, None],
     )
     with ComputedCheckpoint(stored, [made], "one tensor was unpacked") as files:
         assert set(files.entries) == {"a", "b"}
@@ -36,6 +38,6 @@ def test_a_tensor_is_not_both_computed_and_stored(tmp_path):
     save_file(tensors, tmp_path / "m.safetensors")
     with open_checkpoint(tmp_path / "m.safetensors") as stored:
         entry = replace(stored.entries["a.codes"], name="a")
-        made = Computed(entry, ("a.codes",), lambda read: read("a.codes"))
+        made = Computed(entry, ("a.codes",), lambda: stored.read("a.codes"))
         with pytest.raises(CheckpointError, match="'a' is there as it is, and packed as well"):
             ComputedCheckpoint(stored, [made])

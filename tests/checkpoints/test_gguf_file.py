@@ -44,7 +44,7 @@ def any_blocks(kind: str, rows: int = 4, blocks: int = 16) -> np.ndarray:
 def test_blocks_are_the_numbers_of_the_gguf_package_to_the_bit(kind):
     data = any_blocks(kind)
     wanted = unpacked(data, kind).reshape(4, -1)
-    found = widened(KINDS[kind], torch.from_numpy(data), torch.empty_like(wanted))
+    found = widened(KINDS[kind], torch.from_numpy(data), wanted.shape)
     assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
 
 

@@ -212,8 +212,8 @@ def test_layers_that_are_not_packed_are_counted_as_they_are(tmp_path, weights):
     ):
         source = LoadOptions(folder).find()
         with source.open_weights() as files:
-            options, packed = as_packed(files, source.spec, LoadOptions(folder), placement)
-        setup = options.setup(source.spec, placement, others=packed.others)
+            options, _, others = as_packed(files, source.spec, LoadOptions(folder), placement)
+        setup = options.setup(source.spec, placement, others=others)
         needs.append(setup.need().weights)
         shown = CliRunner().invoke(
             app, ["generate", str(folder), "-p", "x", "--dry-run", "--json", "--dtype", "bfloat16"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
@@ -22,17 +23,78 @@ if TYPE_CHECKING:
 FLOATS = ("bfloat16", "float16", "float32")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source(TensorEntry):
+    """A tensor as it is stored, of which a weight is made. checkpoint: has it."""
+
+    checkpoint: Checkpoint
+
+    def read(self) -> Tensor:
+        return self.checkpoint.read(self.name)
+
+    def beside(self, name: str) -> Source:
+        """The tensor `name`, which belongs to this one."""
+        found = source(self.checkpoint, name)
+        if found is None:
+            raise self.error(f"{shown(name)} is missing; download it again")
+        return found
+
+    def check(self, dtypes: str | tuple[str, ...], *shapes: tuple[int, ...]) -> None:
+        """Refuse a tensor of another dtype, or of none of the shapes."""
+        dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
+        if self.dtype in dtypes and (not shapes or self.shape in shapes):
+            return
+        wanted = " or ".join(map(str, map(list, shapes)))
+        found = f"{list(self.shape)} {self.dtype}"
+        raise self.error(
+            f"expected {wanted} {' or '.join(dtypes)}, found {found}; download it again"
+        )
+
+    def columns_of(self, parts: int, columns: int) -> int:
+        """Columns that share a scale, where `parts` scales are for all."""
+        if parts < 1 or columns % parts:
+            raise self.error(f"{columns:,} columns do not share {parts:,} scales")
+        return columns // parts
+
+    def matrix(self) -> tuple[int, int]:
+        """The shape, which must have two axes."""
+        if len(self.shape) != 2:
+            raise self.error(f"{list(self.shape)} is no matrix; download it again")
+        return self.shape[0], self.shape[1]
+
+
+def source(checkpoint: Checkpoint, name: str) -> Source | None:
+    """The stored tensor of this name, if it is there."""
+    entry = checkpoint.entries.get(name)
+    return Source(**vars(entry), checkpoint=checkpoint) if entry else None
+
+
+def ending(checkpoint: Checkpoint, suffix: str) -> Iterator[tuple[str, Source]]:
+    """(name before it, tensor) of the stored tensors with this ending."""
+    for name, entry in checkpoint.entries.items():
+        if name.endswith(suffix):
+            yield name.removesuffix(suffix), Source(**vars(entry), checkpoint=checkpoint)
+
+
 def packed_weight(
-    like: TensorEntry,
+    first: Source,
     shape: tuple[int, int],
     dtype: str,
-    sources: Iterable[str],
+    others: Iterable[Source | None],
     rows: Callable[[int, int], Tensor],
-    codes: Callable[[int, int], Codes] | None = None,
+    codes: Callable[[int, int], Codes] | None,
 ) -> PackedWeight:
-    """The weight that `like`, the first of its sources, is a part of."""
-    entry = TensorEntry(f"{like.name.rpartition('.')[0]}.weight", dtype, shape, like.file)
-    return PackedWeight(entry=entry, sources=(like.name, *sources), rows=rows, codes=codes)
+    """The weight that is made of `first` and of those `others` that are there. rows: of any
+    dtype."""
+
+    def rounded(begin: int, end: int) -> Tensor:
+        import torch
+
+        return rows(begin, end).to(getattr(torch, dtype))
+
+    entry = TensorEntry(f"{first.name.rpartition('.')[0]}.weight", dtype, shape, first.file)
+    sources = (first.name, *(other.name for other in others if other))
+    return PackedWeight(entry=entry, sources=sources, rows=rounded, codes=codes)
 
 
 class Packing:
@@ -61,53 +123,6 @@ class Packing:
             raise
 
 
-# Checks
-
-
-def fail(entry: TensorEntry, reason: str) -> NoReturn:
-    """Raise CheckpointError about one stored tensor."""
-    raise CheckpointError(f"{shown(entry.file)}: tensor {shown(entry.name)}: {reason}")
-
-
-def beside(stored: Checkpoint, entry: TensorEntry, name: str) -> TensorEntry:
-    """The tensor `name`, which belongs to `entry`."""
-    found = stored.entries.get(name)
-    if found is None:
-        fail(entry, f"{shown(name)} is missing; download it again")
-    return found
-
-
-def check(entry: TensorEntry, dtypes: str | tuple[str, ...], *shapes: tuple[int, ...]) -> None:
-    """Refuse a tensor of another dtype, or of none of the shapes."""
-    dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
-    if entry.dtype in dtypes and (not shapes or entry.shape in shapes):
-        return
-    wanted = " or ".join(map(str, map(list, shapes)))
-    found = f"{list(entry.shape)} {entry.dtype}"
-    fail(entry, f"expected {wanted} {' or '.join(dtypes)}, found {found}; download it again")
-
-
-def columns_of(entry: TensorEntry, parts: int, columns: int) -> int:
-    """Columns that share a scale, where `parts` scales are for all."""
-    if parts < 1 or columns % parts:
-        fail(entry, f"{columns:,} columns do not share {parts:,} scales")
-    return columns // parts
-
-
-def ending(stored: Checkpoint, suffix: str) -> Iterator[tuple[str, TensorEntry]]:
-    """(name before it, entry) of the stored tensors with this ending."""
-    for name, entry in stored.entries.items():
-        if name.endswith(suffix):
-            yield name.removesuffix(suffix), entry
-
-
-def matrix(entry: TensorEntry) -> tuple[int, int]:
-    """The shape of a tensor that must have two axes."""
-    if len(entry.shape) != 2:
-        fail(entry, f"{list(entry.shape)} is no matrix; download it again")
-    return entry.shape[0], entry.shape[1]
-
-
 def one_of(found: Mapping[str, Any], key: str, known: tuple[Any, ...], default: Any) -> Any:
     """A value of a config that must be one of those known. Raises ValueError."""
     value = found.get(key)
@@ -126,14 +141,6 @@ def unpacked_bytes(words: Tensor, bits: int) -> Tensor:
 
     found = words.contiguous().view(torch.uint8)
     return found if bits == 8 else torch.stack((found & 15, found >> 4), dim=-1).flatten(-2)
-
-
-def grouped(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-    """(codes - zero) · scale in float32 [n, K]; scale, zero: [n, G]."""
-    wide = codes.float().unflatten(1, (scale.shape[1], -1))
-    if zero is not None:
-        wide = wide - zero.float()[..., None]
-    return (wide * scale.float()[..., None]).flatten(1)
 
 
 def words_of(bits: int, count: int) -> int:

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import PackedWeight
-from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
     Packing,
-    beside,
-    check,
+    Source,
     ending,
-    fail,
-    matrix,
     one_of,
     packed_weight,
+    source,
 )
 from mmchat.strict_json import parse_object
 
@@ -44,33 +41,31 @@ class Bitsandbytes(Packing):
         self.scheme = "int8" if is_int8 else "nf4" if table == "NF4" else "fp4"
 
     def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
-        for name, entry in stored.entries.items():
+        for name in stored.entries:
             weight, found, _ = name.partition(_STATE)
-            if found:
-                yield _four_bits(stored, weight, entry)
+            if found and (said := source(stored, name)):
+                yield _four_bits(said.beside(weight), said)
         for module, scale in ending(stored, ".SCB"):
-            yield _eight_bits(stored, module, scale)
+            yield _eight_bits(module, scale)
 
 
-def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> PackedWeight:
-    entry = beside(stored, state_entry, name)
-    state = _State(stored, state_entry)
+def _four_bits(entry: Source, said: Source) -> PackedWeight:
+    state = _State(said)
     rows, columns = state.shape
     count = rows * columns
     blocks = math.ceil(count / state.blocksize)
     if entry.num_bytes != math.ceil(count / 2):  # the dtype says nothing of what the bytes are
-        fail(entry, f"{entry.num_bytes:,} bytes for [{rows}, {columns}] weights of 4 bits")
-    table, size = beside(stored, entry, f"{name}.quant_map"), state.blocksize
-    check(table, "float32", (16,))
-    scales, of_scales = _scales(stored, entry, name, state, blocks)
-    sources, read = [table.name, state_entry.name, *of_scales], stored.read
+        raise entry.error(f"{entry.num_bytes:,} bytes for [{rows}, {columns}] weights of 4 bits")
+    table, size = entry.beside(f"{entry.name}.quant_map"), state.blocksize
+    table.check("float32", (16,))
+    scales, of_scales = _scales(entry, state, blocks)
 
     def values(begin: int, end: int) -> Tensor:
         import torch
 
         first, last = begin * columns, end * columns  # `first` begins a byte and a block
-        packed = read(name).reshape(-1).view(torch.uint8)[first // 2 : (last + 1) // 2].int()
-        codes = read(table.name)
+        packed = entry.read().reshape(-1).view(torch.uint8)[first // 2 : (last + 1) // 2].int()
+        codes = table.read()
         pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)
         # both values of a byte at once
         found = torch.index_select(pairs.view(torch.int64).flatten(), 0, packed)
@@ -79,55 +74,56 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         if (last - first) % size:  # the last one is not whole
             wide = torch.nn.functional.pad(wide, (0, len(blocks) * size - len(wide)))
         wide = (wide.reshape(-1, size) * blocks[:, None]).flatten()[: last - first]
-        return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
+        return wide.reshape(-1, columns)
 
     def codes(begin: int, end: int) -> Codes:
         import torch
 
-        packed = read(name).reshape(-1).view(torch.uint8)[begin * columns // 2 : end * columns // 2]
+        packed = (
+            entry.read().reshape(-1).view(torch.uint8)[begin * columns // 2 : end * columns // 2]
+        )
         levels = (packed >> 4 | packed << 4).reshape(end - begin, -1)  # the first in the low half
         blocks = scales(begin * columns // size, -(-end * columns // size))
         each = blocks.repeat_interleave(size // _HELD)[: levels.numel() * 2 // _HELD]
-        return Codes(levels, each.reshape(end - begin, -1), table=read(table.name))
+        return Codes(levels, each.reshape(end - begin, -1), table=table.read())
 
     fits = columns % _HELD == size % _HELD == 0
-    return packed_weight(
-        entry, (rows, columns), state.dtype, sources, values, codes if fits else None
-    )
+    others, own = [table, said, *of_scales], codes if fits else None
+    return packed_weight(entry, (rows, columns), state.dtype, others, values, own)
 
 
 def _scales(
-    stored: Checkpoint, entry: TensorEntry, name: str, state: _State, blocks: int
-) -> tuple[Callable[[int, int], Tensor], list[str]]:
+    entry: Source, state: _State, blocks: int
+) -> tuple[Callable[[int, int], Tensor], list[Source]]:
     """What reads float32 scales of blocks `begin` to `end`, and the tensors they are made of."""
-    absmax, read = beside(stored, entry, f"{name}.absmax"), stored.read
+    absmax = entry.beside(f"{entry.name}.absmax")
     if not state.nested_blocksize:
-        check(absmax, "float32", (blocks,))
-        return lambda begin, end: read(absmax.name)[begin:end], [absmax.name]
-    check(absmax, "uint8", (blocks,))
-    outer = beside(stored, entry, f"{name}.nested_absmax")
-    table = beside(stored, entry, f"{name}.nested_quant_map")
-    check(outer, "float32", (math.ceil(blocks / state.nested_blocksize),))
-    check(table, "float32", (256,))
+        absmax.check("float32", (blocks,))
+        return lambda begin, end: absmax.read()[begin:end], [absmax]
+    absmax.check("uint8", (blocks,))
+    outer = entry.beside(f"{entry.name}.nested_absmax")
+    table = entry.beside(f"{entry.name}.nested_quant_map")
+    outer.check("float32", (math.ceil(blocks / state.nested_blocksize),))
+    table.check("float32", (256,))
 
     def nested(begin: int, end: int) -> Tensor:
         import torch
 
-        values = read(table.name)[read(absmax.name)[begin:end].int()]
+        values = table.read()[absmax.read()[begin:end].int()]
         of_each = torch.arange(begin, end) // state.nested_blocksize
-        return values * read(outer.name)[of_each] + state.nested_offset
+        return values * outer.read()[of_each] + state.nested_offset
 
-    return nested, [absmax.name, outer.name, table.name]
+    return nested, [absmax, outer, table]
 
 
 class _State:
     """The JSON that says how one weight is packed. shape: [N, K]; nested_blocksize 0: not."""
 
-    def __init__(self, stored: Checkpoint, entry: TensorEntry) -> None:
+    def __init__(self, entry: Source) -> None:
         if entry.dtype != "uint8" or entry.numel > _STATE_BYTES:
-            fail(entry, f"expected up to {_STATE_BYTES:,} bytes of JSON; download it again")
+            raise entry.error(f"expected up to {_STATE_BYTES:,} bytes of JSON; download it again")
         try:
-            found = parse_object(bytes(stored.read(entry.name).flatten().tolist()))
+            found = parse_object(bytes(entry.read().flatten().tolist()))
             self.blocksize: int = one_of(found, "blocksize", _BLOCKS, None)
             self.nested_blocksize: int = one_of(found, "nested_blocksize", (0, *_BLOCKS), 0)
             self.dtype: str = one_of(found, "dtype", FLOATS, None)
@@ -138,29 +134,29 @@ class _State:
             if type(offset) not in (int, float):
                 raise ValueError("nested_offset is no number")
         except ValueError as error:
-            fail(entry, f"its JSON is damaged: {error}; download it again")
+            raise entry.error(f"its JSON is damaged: {error}; download it again") from None
         self.shape, self.nested_offset = (sizes[0], sizes[1]), float(offset)
 
 
-def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWeight:
-    entry = beside(stored, scale, f"{module}.weight")
-    check(entry, "int8")
-    shape = matrix(entry)
-    check(scale, "float32", (shape[0],))
-    sources, read = [scale.name], stored.read
-    if (form := stored.entries.get(f"{module}.weight_format")) is not None:
-        check(form, "uint8", (), (1,))
-        if read(form.name).item() != 0:
-            fail(form, "the weight is in the order of a GPU, which is not read; save it by rows")
-        sources.append(form.name)
+def _eight_bits(module: str, scale: Source) -> PackedWeight:
+    entry = scale.beside(f"{module}.weight")
+    entry.check("int8")
+    shape = entry.matrix()
+    scale.check("float32", (shape[0],))
+    if form := source(scale.checkpoint, f"{module}.weight_format"):
+        form.check("uint8", (), (1,))
+        if form.read().item() != 0:
+            raise form.error(
+                "the weight is in the order of a GPU, which is not read; save it by rows"
+            )
 
     def codes(begin: int, end: int) -> Codes:
-        scales = read(scale.name)[begin:end, None] * _INT8_SCALE
-        return Codes(read(entry.name)[begin:end], scales)
+        scales = scale.read()[begin:end, None] * _INT8_SCALE
+        return Codes(entry.read()[begin:end], scales)
 
     def values(begin: int, end: int) -> Tensor:
         # in the order of the library's products
-        wide = read(entry.name)[begin:end].float() * read(scale.name)[begin:end, None]
-        return (wide * _INT8_SCALE).bfloat16()
+        wide = entry.read()[begin:end].float() * scale.read()[begin:end, None]
+        return wide * _INT8_SCALE
 
-    return packed_weight(entry, shape, "bfloat16", sources, values, codes)
+    return packed_weight(entry, shape, "bfloat16", [scale, form], values, codes)

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import PackedWeight
-from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
     Packing,
-    beside,
-    check,
-    columns_of,
+    Source,
     ending,
-    fail,
-    grouped,
-    matrix,
     one_of,
     packed_weight,
+    source,
     unpacked_bytes,
     words_of,
 )
@@ -62,81 +57,71 @@ class CompressedTensors(Packing):
 
     def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
         for module, scale in ending(stored, ".weight_scale"):
-            packed = stored.entries.get(f"{module}.weight_packed")
-            unused = [n for end in _OF_ACTIVATIONS if (n := f"{module}.{end}") in stored.entries]
-            if packed:
-                yield _in_words(stored, packed, scale, unused)
+            unused = [source(stored, f"{module}.{name}") for name in _OF_ACTIVATIONS]
+            if packed := source(stored, f"{module}.weight_packed"):
+                yield _in_words(module, packed, scale, unused)
             else:
-                yield _by_rows(stored, beside(stored, scale, f"{module}.weight"), scale, unused)
+                yield _by_rows(scale.beside(f"{module}.weight"), scale, unused)
 
 
-def _by_rows(
-    stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, unused: list[str]
-) -> PackedWeight:
-    check(entry, ("float8_e4m3fn", "int8"))
-    (rows, columns), read = matrix(entry), stored.read
-    check(scale, FLOATS, (rows, 1), (1,), ())
+def _by_rows(packed: Source, scale: Source, unused: list[Source | None]) -> PackedWeight:
+    packed.check(("float8_e4m3fn", "int8"))
+    rows, columns = packed.matrix()
+    scale.check(FLOATS, (rows, 1), (1,), ())
     dtype = "bfloat16" if scale.dtype == "float32" else scale.dtype
 
     def codes(begin: int, end: int) -> Codes:
-        scales = read(scale.name).float().reshape(-1, 1).expand(rows, 1)[begin:end]
-        return Codes(read(entry.name)[begin:end], scales)
+        scales = scale.read().float().reshape(-1, 1).expand(rows, 1)[begin:end]
+        return Codes(packed.read()[begin:end], scales)
 
     def values(begin: int, end: int) -> Tensor:
-        import torch
-
         found = codes(begin, end)
-        return (found.levels.float() * found.scale).to(getattr(torch, dtype))
+        return found.levels.float() * found.scale
 
-    return packed_weight(entry, (rows, columns), dtype, [scale.name, *unused], values, codes)
+    return packed_weight(packed, (rows, columns), dtype, [scale, *unused], values, codes)
 
 
 def _in_words(
-    stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, unused: list[str]
+    module: str, packed: Source, scale: Source, unused: list[Source | None]
 ) -> PackedWeight:
-    module, read = entry.name.removesuffix(".weight_packed"), stored.read
-    size = beside(stored, entry, f"{module}.weight_shape")
-    check(size, ("int64", "int32"), (2,))
-    rows, columns = map(int, read(size.name).tolist())
+    size = packed.beside(f"{module}.weight_shape")
+    size.check(("int64", "int32"), (2,))
+    rows, columns = map(int, size.read().tolist())
     if not (0 < rows < 2**31 and 0 < columns < 2**31):
-        fail(size, f"[{rows}, {columns}] is no shape of a weight")
-    check(entry, "int32", (rows, words_of(4, columns)), (rows, words_of(8, columns)))
-    bits = 4 if entry.shape[1] == words_of(4, columns) else 8
-    check(scale, FLOATS)
-    if matrix(scale)[0] != rows:
-        fail(scale, f"expected {rows:,} rows, found {scale.shape[0]:,}")
-    group = columns_of(scale, scale.shape[1], columns)
-    zero = stored.entries.get(f"{module}.weight_zero_point")
+        raise size.error(f"[{rows}, {columns}] is no shape of a weight")
+    packed.check("int32", (rows, words_of(4, columns)), (rows, words_of(8, columns)))
+    bits = 4 if packed.shape[1] == words_of(4, columns) else 8
+    scale.check(FLOATS)
+    if scale.matrix()[0] != rows:
+        raise scale.error(f"expected {rows:,} rows, found {scale.shape[0]:,}")
+    group = scale.columns_of(scale.shape[1], columns)
+    zero = source(packed.checkpoint, f"{module}.weight_zero_point")
     if zero:  # packed along the rows
-        check(zero, "int32", (words_of(bits, rows), scale.shape[1]))
-    sources = [scale.name, size.name, *([zero.name] if zero else []), *unused]
+        zero.check("int32", (words_of(bits, rows), scale.shape[1]))
     middle = 1 << (bits - 1)
 
     def zeros(begin: int, end: int) -> Tensor:
         """float32 [n, G]."""
         if zero is None:
-            return read(scale.name)[begin:end].float() * 0 + middle
+            return scale.read()[begin:end].float() * 0 + middle
         per_word = 32 // bits
-        words = read(zero.name)[begin // per_word : -(-end // per_word)]
+        words = zero.read()[begin // per_word : -(-end // per_word)]
         return unpacked_bytes(words.T, bits).T[: end - begin].float()
 
     def values(begin: int, end: int) -> Tensor:
-        import torch
-
-        levels = unpacked_bytes(read(entry.name)[begin:end], bits)[:, :columns]
-        scales = read(scale.name)[begin:end]
-        return grouped(levels, scales, zeros(begin, end)).to(getattr(torch, scale.dtype))
+        levels = unpacked_bytes(packed.read()[begin:end], bits)[:, :columns]
+        wide = levels.float().unflatten(1, (-1, group)) - zeros(begin, end)[..., None]
+        return (wide * scale.read()[begin:end].float()[..., None]).flatten(1)
 
     def codes(begin: int, end: int) -> Codes:
         import torch
 
-        words, scales = read(entry.name)[begin:end], read(scale.name)[begin:end].float()
+        words, scales = packed.read()[begin:end], scale.read()[begin:end].float()
         if bits == 8:
             return Codes((words.contiguous().view(torch.uint8) ^ 128).view(torch.int8), scales)
         offset = (middle - zeros(begin, end)) * scales
         return Codes(words.contiguous().view(torch.uint8), scales, offset)
 
     fits = columns % (32 // bits) == 0 and (bits == 4 or (group == columns and not zero))
-    return packed_weight(
-        entry, (rows, columns), scale.dtype, sources, values, codes if fits else None
-    )
+    others, own = [scale, size, zero, *unused], codes if fits else None
+    return packed_weight(packed, (rows, columns), scale.dtype, others, values, own)

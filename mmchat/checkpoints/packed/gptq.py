@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import PackedWeight
-from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
     Packing,
-    beside,
-    check,
-    columns_of,
+    Source,
     ending,
-    fail,
-    matrix,
     one_of,
     packed_weight,
+    source,
     unpacked_bytes,
     words_of,
 )
@@ -55,38 +51,38 @@ class Gptq(Packing):
         self.scheme = "int8" if self.bits == 8 else f"int4-g{group if group in (32, 64) else 128}"
 
     def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
-        for module, entry in ending(stored, ".qweight"):
-            yield self._weight(stored, module, entry)
+        for module, packed in ending(stored, ".qweight"):
+            yield self._weight(module, packed)
 
-    def _weight(self, stored: Checkpoint, module: str, entry: TensorEntry) -> PackedWeight:
-        bits, per_word, read = self.bits, 32 // self.bits, stored.read
-        scale = beside(stored, entry, f"{module}.scales")
-        zero = beside(stored, entry, f"{module}.qzeros")
-        check(entry, "int32")
-        check(scale, FLOATS)
-        (inputs, outputs), (groups, rows) = matrix(entry), matrix(scale)
+    def _weight(self, module: str, packed: Source) -> PackedWeight:
+        bits, per_word = self.bits, 32 // self.bits
+        scale = packed.beside(f"{module}.scales")
+        zero = packed.beside(f"{module}.qzeros")
+        packed.check("int32")
+        scale.check(FLOATS)
+        (inputs, outputs), (groups, rows) = packed.matrix(), scale.matrix()
         columns = inputs if self.is_awq else inputs * per_word
         if rows != outputs * (per_word if self.is_awq else 1) or rows % per_word:
-            fail(scale, f"{rows:,} outputs do not fit {list(entry.shape)} of {entry.name!r}")
-        group = columns_of(scale, groups, columns)
-        check(zero, "int32", (groups, words_of(bits, rows)))
-        order = stored.entries.get(f"{module}.g_idx")
-        sources = [scale.name, zero.name]
+            raise scale.error(
+                f"{rows:,} outputs do not fit {list(packed.shape)} of {packed.name!r}"
+            )
+        group = scale.columns_of(groups, columns)
+        zero.check("int32", (groups, words_of(bits, rows)))
+        order = source(packed.checkpoint, f"{module}.g_idx")
         if order:
-            check(order, "int32", (columns,))
-            sources.append(order.name)
+            order.check("int32", (columns,))
 
         def levels(begin: int, end: int) -> Tensor:
             if self.is_awq:
-                return _shuffled(read(entry.name)[:, begin // 8 : -(-end // 8)]).T
-            return unpacked_bytes(read(entry.name)[:, begin:end].T, bits)
+                return _shuffled(packed.read()[:, begin // 8 : -(-end // 8)]).T
+            return unpacked_bytes(packed.read()[:, begin:end].T, bits)
 
         def affine(begin: int, end: int) -> tuple[Tensor, Tensor]:
             """Scales and zeros, float32 [n, G]."""
-            words = read(zero.name)[:, begin // per_word : -(-end // per_word)]
+            words = zero.read()[:, begin // per_word : -(-end // per_word)]
             found = _shuffled(words) if self.is_awq else unpacked_bytes(words, bits)
             zeros = found.T.float() + self.zero_less
-            return read(scale.name)[:, begin:end].T.float(), zeros
+            return scale.read()[:, begin:end].T.float(), zeros
 
         def group_of() -> Tensor:
             """The group of each input, int64 [K]: by `order`, or so many beside each other."""
@@ -94,18 +90,15 @@ class Gptq(Packing):
 
             if order is None:
                 return torch.arange(columns) // group
-            found = read(order.name).long()
+            found = order.read().long()
             if int(found.min()) < 0 or int(found.max()) >= groups:
-                fail(order, f"names groups beyond the {groups:,} that there are")
+                raise order.error(f"names groups beyond the {groups:,} that there are")
             return found
 
         def values(begin: int, end: int) -> Tensor:
-            import torch
-
             scales, zeros = affine(begin, end)
             at = group_of()
-            wide = (levels(begin, end).float() - zeros[:, at]) * scales[:, at]
-            return wide.to(getattr(torch, scale.dtype))
+            return (levels(begin, end).float() - zeros[:, at]) * scales[:, at]
 
         def codes(begin: int, end: int) -> Codes:
             import torch
@@ -114,17 +107,11 @@ class Gptq(Packing):
             if order and not torch.equal(group_of(), torch.arange(columns) // group):
                 return Codes(levels(begin, end), scales[:, :0])  # of no format of ours
             found = levels(begin, end)
-            packed = found[:, ::2] | found[:, 1::2] << 4
-            return Codes(packed, scales, (8 - zeros) * scales)
+            pairs = found[:, ::2] | found[:, 1::2] << 4
+            return Codes(pairs, scales, (8 - zeros) * scales)
 
-        return packed_weight(
-            entry,
-            (rows, columns),
-            scale.dtype,
-            sources,
-            values,
-            codes if bits == 4 else None,
-        )
+        others, own = [scale, zero, order], codes if bits == 4 else None
+        return packed_weight(packed, (rows, columns), scale.dtype, others, values, own)
 
 
 def _shuffled(words: Tensor) -> Tensor:

@@ -10,15 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import Computed, PackedWeight
-from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
     Packing,
-    beside,
-    check,
+    Source,
     ending,
-    fail,
-    matrix,
     one_of,
     packed_weight,
     unpacked_bytes,
@@ -43,7 +39,7 @@ class Mlx(Packing):
     def weights(self, stored: Checkpoint) -> Iterator[Computed | PackedWeight]:
         for module, scale in ending(stored, ".scales"):
             sizes = self._sizes.get(module, self._sizes[""])
-            yield _affine(stored, beside(stored, scale, f"{module}.weight"), scale, *sizes)
+            yield _affine(scale.beside(f"{module}.weight"), scale, *sizes)
         for _, entry in ending(stored, ".patch_embedding.weight"):
             if len(entry.shape) == 4:
                 yield _channels_first(entry)
@@ -55,40 +51,34 @@ def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
     return one_of(config, "bits", _BITS, 4), one_of(config, "group_size", _GROUPS, 64)
 
 
-def _affine(
-    stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, bits: int, group: int
-) -> PackedWeight:
-    check(entry, "uint32")
-    (rows, words), read = matrix(entry), stored.read
+def _affine(packed: Source, scale: Source, bits: int, group: int) -> PackedWeight:
+    packed.check("uint32")
+    rows, words = packed.matrix()
     columns = words * (32 // bits)
     if columns % group:
-        fail(entry, f"{columns:,} columns are not groups of {group}")
-    bias = beside(stored, entry, scale.name.removesuffix("scales") + "biases")
-    check(scale, FLOATS, (rows, columns // group))
-    check(bias, scale.dtype, (rows, columns // group))
+        raise packed.error(f"{columns:,} columns are not groups of {group}")
+    bias = packed.beside(scale.name.removesuffix("scales") + "biases")
+    scale.check(FLOATS, (rows, columns // group))
+    bias.check(scale.dtype, (rows, columns // group))
 
     def values(begin: int, end: int) -> Tensor:
         # each step is rounded to the dtype, as on MLX's CPU
-        scales, biases = (read(e.name)[begin:end, :, None] for e in (scale, bias))
-        levels = unpacked_bytes(read(entry.name)[begin:end], bits).unflatten(1, (-1, group))
+        scales, biases = (part.read()[begin:end, :, None] for part in (scale, bias))
+        levels = unpacked_bytes(packed.read()[begin:end], bits).unflatten(1, (-1, group))
         return (levels.to(scales.dtype) * scales + biases).flatten(1)
 
     def codes(begin: int, end: int) -> Codes:
         import torch
 
-        scales, biases = (read(e.name)[begin:end].float() for e in (scale, bias))
-        levels = read(entry.name)[begin:end].contiguous().view(torch.uint8)
+        scales, biases = (part.read()[begin:end].float() for part in (scale, bias))
+        levels = packed.read()[begin:end].contiguous().view(torch.uint8)
         return Codes(levels, scales, biases + 8 * scales)
 
-    sources = [scale.name, bias.name]
-    return packed_weight(
-        entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
-    )
+    own = codes if bits == 4 else None
+    return packed_weight(packed, (rows, columns), scale.dtype, [scale, bias], values, own)
 
 
-def _channels_first(entry: TensorEntry) -> Computed:
+def _channels_first(entry: Source) -> Computed:
     n, height, width, channels = entry.shape
     made = replace(entry, shape=(n, channels, height, width))
-    return Computed(
-        made, (entry.name,), lambda read: read(entry.name).permute(0, 3, 1, 2).contiguous()
-    )
+    return Computed(made, (entry.name,), lambda: entry.read().permute(0, 3, 1, 2).contiguous())

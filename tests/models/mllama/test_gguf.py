@@ -165,8 +165,8 @@ def test_by_default_it_is_held_as_it_is(tmp_path, written, form):
     assert {(text, BLOCKS4), (text, BLOCKS6), (vision, PLAIN)} <= held
     model, source = ours.runtime.model, LoadOptions(folder, device="cpu").find()
     with source.open_weights() as files:
-        options, packed = as_packed(files, source.spec, LoadOptions(folder), ours.placement)
-    need = options.setup(source.spec, ours.placement, others=packed.others).need()
+        options, _, others = as_packed(files, source.spec, LoadOptions(folder), ours.placement)
+    need = options.setup(source.spec, ours.placement, others=others).need()
     kept = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     assert need.weights == pytest.approx(sum(kept.values()), rel=0.01)
     assert said(ours)[0] == "A brown dog."
