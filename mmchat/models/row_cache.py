@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -20,8 +19,6 @@ CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew wh
 # imported here.
 LONGEST_STEP = 65
 Kept = TypeVar("Kept")
-C = TypeVar("C")
-ReadBatch = Callable[[Batch, C], Tensor]
 
 
 @dataclass(frozen=True)
@@ -133,18 +130,6 @@ class RowCache(ABC, Generic[Kept]):
                 layer.shrink(slot, _round_up(max(longest, 1)))
         if self.positions.is_cuda:
             torch.cuda.empty_cache()
-
-    def read(self, batch: Batch, by_step: ReadBatch[Self], by_rows: ReadBatch[Self]) -> Tensor:
-        """The batch's logits, by static tensors if it `is_step`, and what it reads is stored.
-
-        Raises ValueError if a row does not start where its slot ends.
-        """
-        batch.check(self.lengths)
-        for slot, length in self.short_of(batch):
-            self.reserve(slot, length)
-        logits = (by_step if self.is_step(batch) else by_rows)(batch, self)
-        self.advance(batch)
-        return logits
 
     def short_of(self, batch: Batch) -> list[tuple[int, int]]:
         """(slot, positions) of the rows that a batch has no room for yet."""
