@@ -109,9 +109,14 @@ class Build(Protocol[C, M]):
     def shapes(config: C) -> Mapping[str, tuple[int, ...]]:
         """Those of Family.shapes."""
 
+    @staticmethod
+    def hub_name(name: str) -> str | None:
+        """That of Family.hub_name, where there are other spellings."""
+        return name
+
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
-        """What it holds of the model, by the model's names, where there are other spellings."""
-        return entries_by_name(checkpoint, lambda name: name)
+        """What it holds of the model, by the model's names."""
+        return entries_by_name(checkpoint, self.hub_name)
 
     def check_weights(
         self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None

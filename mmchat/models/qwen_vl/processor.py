@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Literal
 
 from PIL import Image as PILImage
 
 from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import CheckpointError
+from mmchat.models.family import Alpha
 from mmchat.models.prepared import PreparedImage, UsualProcessor, normalised
-from mmchat.models.prompt import MediaFacts, Prompt, PromptIds
-from mmchat.models.qwen_vl import prompt, squares
-from mmchat.models.qwen_vl.boxes import boxes_in
-from mmchat.models.qwen_vl.config import QwenVLConfig
+from mmchat.models.prompt import Prompt, PromptIds
+from mmchat.models.qwen_vl import prompt
+from mmchat.models.qwen_vl.config import QwenVLConfig, facts
 from mmchat.tokenizers.base import Tokenizer
 
+SCALE = 1000  # of the numbers: thousandths of the picture's width and height
+_POINT = r"\(\s*\d{1,4}\s*,\s*\d{1,4}\s*\)"
+_REF = re.compile(r"<ref>([^<]*)</ref>\s*$")
+_BOX = re.compile(
+    rf"<box>\s*({_POINT}\s*,\s*{_POINT})\s*</box>|<quad>\s*({_POINT}(?:\s*,\s*{_POINT}){{3}})\s*</quad>"
+)
 STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 
 
@@ -24,21 +30,19 @@ class QwenVLProcessor(UsualProcessor):
 
     label = prompt.FAMILY
     image_tag = "<img/>"
+    told = staticmethod(facts)
     name_tags: NameTags | None = NameTags(
         "<img>", "</img>", 254
     )  # in 255 the original finds no end
 
-    def __init__(
-        self, config: QwenVLConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
-    ) -> None:
+    def __init__(self, config: QwenVLConfig, tokenizer: Tokenizer, alpha: Alpha) -> None:
         if "<imgpad>" not in tokenizer.special_tokens:
             raise CheckpointError(
                 "Qwen-VL needs its own tokenizer, qwen.tiktoken; give the one that came with the"
                 " weights with --tokenizer-path"
             )
         count = config.vision_config.n_queries
-        super().__init__(tokenizer, alpha, STOPS, count, lambda image: preprocess(image, config))
-        self.config = config
+        super().__init__(config, tokenizer, alpha, STOPS, count, preprocess)
 
     def chat_ids(self, messages: Sequence[Message], tools: object) -> PromptIds:
         return prompt.prompt_ids(prompt.chat_parts(messages), self.tokenizer, self.count)
@@ -53,14 +57,11 @@ class QwenVLProcessor(UsualProcessor):
     def boxes(self, text: str) -> list[Box]:
         return boxes_in(text)
 
-    def facts(self, image: Image) -> MediaFacts:
-        return squares.facts(self.config, image.height, image.width)
-
 
 def preprocess(image: Image, config: QwenVLConfig) -> PreparedImage:
     """RGB pixels -> [C, S, S] float32, bit for bit as the original code with Pillow."""
     values = normalised(square_pixels(image, config), config.image_processor)
-    told = squares.facts(config, image.height, image.width)
+    told = facts(config, image.height, image.width)
     return PreparedImage(image.content_hash, told, (values,))
 
 
@@ -68,3 +69,21 @@ def square_pixels(image: Image, config: QwenVLConfig) -> PILImage.Image:
     """What the encoder sees: the whole picture as S x S pixels, whatever its shape."""
     side = config.vision_config.image_size
     return image.pixels.resize((side, side), PILImage.Resampling.BICUBIC)
+
+
+def boxes_in(text: str) -> list[Box]:
+    """All whole boxes of an answer such as `<ref>the dog</ref><box>(517,508),(589,611)</box>`, in
+    their order; several behind one name are all called so.
+    """
+    boxes: list[Box] = []
+    end, ref = 0, None
+    for match in _BOX.finditer(text):
+        between = text[end : match.start()]
+        if named := _REF.search(between):
+            ref = named[1].strip()
+        elif between.strip():
+            ref = None
+        numbers = [min(int(number), SCALE) / SCALE for number in re.findall(r"\d+", match[0])]
+        boxes.append(Box(ref, tuple(zip(numbers[::2], numbers[1::2], strict=True))))
+        end = match.end()
+    return boxes
