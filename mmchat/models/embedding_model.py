@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmchat.models.base import Batch, Block, Cache, Example, Use
 from mmchat.models.prompt import Media
-from mmchat.models.row_cache import CAPACITY_STEP, RowCache, of_slots
+from mmchat.models.row_cache import CAPACITY_STEP, RowCache
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import Past, Spans, past_steps
 from mmchat.nn.linear import Linear
@@ -149,8 +149,10 @@ class UsualModel(nn.Module):
             start, beside = cache.positions[slot : slot + 1], cache.beside(range(slot, slot + 1))
             return self.step(batch.token_ids[None], start, cache.rows(slot), *beside)
         every, beside = cache.in_all_slots(batch), cache.beside(range(len(cache.lengths)))
-        logits = self.step(every, cache.positions, cache.all_rows(), *beside)
-        return of_slots(logits, batch)
+        cached = [layer.whole[0] for layer in cache.layers]
+        logits = self.step(every, cache.positions, cached, *beside)
+        by_slot = logits.unflatten(0, (-1, batch.counts[0]))
+        return torch.cat([by_slot[slot] for slot in batch.slots])
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are not on the meta device."""

@@ -190,10 +190,6 @@ class RowCache(ABC, Generic[Kept]):
         """Keys and values [1, G, L, D] of one slot, layer by layer."""
         return [layer.row(slot) for layer in self.layers]
 
-    def all_rows(self) -> list[KeyValue]:
-        """Keys and values [slots, G, L, D] of all fixed slots, layer by layer."""
-        return [layer.whole[0] for layer in self.layers]
-
     def in_all_slots(self, batch: Batch) -> Tensor:
         """The tokens of a step in their fixed slots, [slots, S], where there is room for them.
 
@@ -204,12 +200,6 @@ class RowCache(ABC, Generic[Kept]):
         for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
             every[slot] = ids  # copied to the device, which waits
         return every
-
-
-def of_slots(logits: Tensor, batch: Batch) -> Tensor:
-    """The rows of a batch, [R·S, V], from the logits of a step of all slots, [slots·S, V]."""
-    by_slot = logits.unflatten(0, (-1, batch.counts[0]))
-    return torch.cat([by_slot[slot] for slot in batch.slots])
 
 
 def _round_up(length: int) -> int:
