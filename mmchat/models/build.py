@@ -84,12 +84,8 @@ class Programs(Protocol[C_in, M_in]):
         device: torch.device,
         dtype: torch.dtype,
         run: RunProgram,
-        weights: Mapping[str, Tensor],
     ) -> Model:
-        """The model that calls them, for one row at a time.
-
-        weights: what they read; empty where they hold them.
-        """
+        """The model that calls them, for one row at a time."""
         ...
 
 
@@ -109,9 +105,14 @@ class Build(Protocol[C, M]):
     def shapes(config: C) -> Mapping[str, tuple[int, ...]]:
         """Those of Family.shapes."""
 
+    @staticmethod
+    def hub_name(name: str) -> str | None:
+        """That of Family.hub_name, where there are other spellings."""
+        return name
+
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
-        """What it holds of the model, by the model's names, where there are other spellings."""
-        return entries_by_name(checkpoint, lambda name: name)
+        """What it holds of the model, by the model's names."""
+        return entries_by_name(checkpoint, self.hub_name)
 
     def check_weights(
         self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmchat.models.base import Batch, Block, Cache, Example, Use
 from mmchat.models.prompt import Media
-from mmchat.models.row_cache import CAPACITY_STEP, RowCache, of_slots
+from mmchat.models.row_cache import CAPACITY_STEP, RowCache
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import Past, Spans, past_steps
 from mmchat.nn.linear import Linear
@@ -67,10 +67,12 @@ class UsualModel(nn.Module):
     """Most of models.build.FamilyModel, for a family that says what is abstract.
 
     cache_type: of what `new_cache` makes; it takes the config's `text_config`. The output head is
-    a module named `lm_head`.
+    a module named `lm_head`. What has a body here is for models whose text is in a module named
+    `language_model` (nn.decoder.LanguageModel), as in most of the Hub's checkpoints.
     """
 
     cache_type: ClassVar[type[RowCache[Any]]]
+    language_model: Any
     # See models.base.CompilableModel. It takes token ids [R, S], their starts [R], keys and values
     # [R, G, L, D] of each layer, which it writes, and what RowCache.beside gives.
     step: Callable[..., Tensor]
@@ -83,9 +85,9 @@ class UsualModel(nn.Module):
         self.remarks: list[str] = []
 
     @property
-    @abstractmethod
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype."""
+        return self.language_model.model.norm.weight
 
     def new_cache(self, slots: int, positions: int) -> RowCache[Any]:
         """An empty cache of so many rows, with room for `positions` in each."""
@@ -93,9 +95,9 @@ class UsualModel(nn.Module):
         how = {"ranks": self.ranks, "dtype": self.kv_dtype}
         return self.cache_type(*sizes, fixed=self.like.is_cuda, **how)
 
-    @abstractmethod
     def is_vision(self, name: str) -> bool:
         """Whether the weight encodes pictures."""
+        return not name.startswith("language_model.")
 
     def is_for_pictures(self, name: str) -> bool:
         """Whether only pictures need the weight."""
@@ -105,9 +107,9 @@ class UsualModel(nn.Module):
         """Whether nothing needs the weight."""
         return False
 
-    @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """[N, E] -> [N, V]"""
+        return self.language_model.lm_head(hidden)
 
     @abstractmethod
     def hidden(self, batch: Batch, positions: Tensor, past: Sequence[Past], cache: Any) -> Tensor:
@@ -126,7 +128,13 @@ class UsualModel(nn.Module):
         Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
         not start where its slot ends, TypeError for a cache of another kind.
         """
-        return RowCache.of(cache).read(batch, self._step, self._read)
+        rows = RowCache.of(cache)
+        batch.check(rows.lengths)
+        for slot, length in rows.short_of(batch):
+            rows.reserve(slot, length)
+        logits = self._step(batch, rows) if rows.is_step(batch) else self._read(batch, rows)
+        rows.advance(batch)
+        return logits
 
     def _read(self, batch: Batch, cache: RowCache[Any]) -> Tensor:
         spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
@@ -141,8 +149,10 @@ class UsualModel(nn.Module):
             start, beside = cache.positions[slot : slot + 1], cache.beside(range(slot, slot + 1))
             return self.step(batch.token_ids[None], start, cache.rows(slot), *beside)
         every, beside = cache.in_all_slots(batch), cache.beside(range(len(cache.lengths)))
-        logits = self.step(every, cache.positions, cache.all_rows(), *beside)
-        return of_slots(logits, batch)
+        cached = [layer.whole[0] for layer in cache.layers]
+        logits = self.step(every, cache.positions, cached, *beside)
+        by_slot = logits.unflatten(0, (-1, batch.counts[0]))
+        return torch.cat([by_slot[slot] for slot in batch.slots])
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are not on the meta device."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import UsageError
+from mmchat.models.family import Alpha
 from mmchat.models.prompt import Media, MediaFacts, PlacedMedia, Prompt, PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
@@ -53,13 +54,15 @@ class Kept(Generic[M]):
 
 
 class UsualProcessor(ABC):
-    """Most of a models.prompt.Processor, for a family that says what is abstract, and `facts`.
+    """Most of a models.prompt.Processor, for a family that says what is abstract.
 
-    It may be used in several threads at once. label: the family's name for people. stops: names of
-    the tokens that end an answer. count: positions a picture. make: what is made of a picture.
+    It may be used in several threads at once. label: the family's name for people. told: its
+    Family.facts. config: of the family. stops: names of the tokens that end an answer. count:
+    positions a picture. prepare: makes what the encoder reads of a picture.
     """
 
     label: ClassVar[str]
+    told: Callable[[Any, int, int], MediaFacts]
     image_tag: str
     takes_tools = False
     name_tags: NameTags | None = None
@@ -67,16 +70,17 @@ class UsualProcessor(ABC):
 
     def __init__(
         self,
+        config: Any,
         tokenizer: Tokenizer,
-        alpha: Literal["white", "drop"],
+        alpha: Alpha,
         stops: Sequence[str],
         count: int,
-        make: Callable[[Image], Media],
+        prepare: Callable[[Image, Any], Media],
     ) -> None:
-        self.tokenizer = tokenizer
-        self.alpha: Literal["white", "drop"] = alpha
+        self.config, self.tokenizer = config, tokenizer
+        self.alpha: Alpha = alpha
         self.stop_ids = frozenset(map(tokenizer.special_id, stops))
-        self.count, self._prepare = count, Kept(make)
+        self.count, self._prepare = count, Kept(lambda image: prepare(image, config))
 
     @abstractmethod
     def chat_ids(
@@ -103,6 +107,9 @@ class UsualProcessor(ABC):
 
     def boxes(self, text: str) -> Sequence[Box] | None:
         return None
+
+    def facts(self, image: Image) -> MediaFacts:
+        return self.told(self.config, image.height, image.width)
 
     def _placed(self, ids: PromptIds) -> Prompt:
         pictures = zip(ids.starts, ids.images, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
@@ -20,8 +19,6 @@ CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew wh
 # imported here.
 LONGEST_STEP = 65
 Kept = TypeVar("Kept")
-C = TypeVar("C")
-ReadBatch = Callable[[Batch, C], Tensor]
 
 
 @dataclass(frozen=True)
@@ -134,18 +131,6 @@ class RowCache(ABC, Generic[Kept]):
         if self.positions.is_cuda:
             torch.cuda.empty_cache()
 
-    def read(self, batch: Batch, by_step: ReadBatch[Self], by_rows: ReadBatch[Self]) -> Tensor:
-        """The batch's logits, by static tensors if it `is_step`, and what it reads is stored.
-
-        Raises ValueError if a row does not start where its slot ends.
-        """
-        batch.check(self.lengths)
-        for slot, length in self.short_of(batch):
-            self.reserve(slot, length)
-        logits = (by_step if self.is_step(batch) else by_rows)(batch, self)
-        self.advance(batch)
-        return logits
-
     def short_of(self, batch: Batch) -> list[tuple[int, int]]:
         """(slot, positions) of the rows that a batch has no room for yet."""
         rows = [(row.slot, row.end) for row in batch.rows()]
@@ -205,10 +190,6 @@ class RowCache(ABC, Generic[Kept]):
         """Keys and values [1, G, L, D] of one slot, layer by layer."""
         return [layer.row(slot) for layer in self.layers]
 
-    def all_rows(self) -> list[KeyValue]:
-        """Keys and values [slots, G, L, D] of all fixed slots, layer by layer."""
-        return [layer.whole[0] for layer in self.layers]
-
     def in_all_slots(self, batch: Batch) -> Tensor:
         """The tokens of a step in their fixed slots, [slots, S], where there is room for them.
 
@@ -219,12 +200,6 @@ class RowCache(ABC, Generic[Kept]):
         for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
             every[slot] = ids  # copied to the device, which waits
         return every
-
-
-def of_slots(logits: Tensor, batch: Batch) -> Tensor:
-    """The rows of a batch, [R·S, V], from the logits of a step of all slots, [slots·S, V]."""
-    by_slot = logits.unflatten(0, (-1, batch.counts[0]))
-    return torch.cat([by_slot[slot] for slot in batch.slots])
 
 
 def _round_up(length: int) -> int:

@@ -1,4 +1,4 @@
-"""The decoder layer of Llama, which several families have."""
+"""The decoder layer of Llama, which several families have, and what their text is named by."""
 
 from __future__ import annotations
 
@@ -59,3 +59,15 @@ class SelfAttentionLayer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LanguageModel(nn.Module):
+    """A text model and its output head, which has no row for the mark of a picture.
+
+    model: of the family, with its own layers. config: as in SelfAttention.
+    """
+
+    def __init__(self, model: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -62,13 +62,11 @@ class LayerCache:
     def capacity(self, slot: int) -> int:
         return self._of(slot)[0].shape[2]
 
-    @torch.inference_mode(False)
     def grow(self, slot: int, capacity: int) -> None:
         """Make room for `capacity` positions; what is stored stays, also if memory runs out."""
         if capacity > self.capacity(slot):
             self._move(slot, capacity)
 
-    @torch.inference_mode(False)
     def shrink(self, slot: int, capacity: int) -> None:
         """Give back the room beyond `capacity` positions."""
         if capacity < self.capacity(slot):
@@ -87,6 +85,7 @@ class LayerCache:
     def _of(self, slot: int) -> KeyValue:
         return self.whole[0 if self.fixed else slot]
 
+    @torch.inference_mode(False)
     def _move(self, slot: int, capacity: int) -> None:
         moved = []
         for old in self._of(slot):

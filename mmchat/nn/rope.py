@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,19 @@ def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
 
 
 def scale_llama3(
-    inv_freq: Tensor, factor: float, low_freq_factor: float, high_freq_factor: float, original: int
+    inv_freq: Tensor,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
 ) -> Tensor:
     """Stretch the long wavelengths for a longer context.
 
-    inv_freq: [D/2] -> [D/2]. Wavelengths below original/high_freq_factor positions stay, those
-    above original/low_freq_factor are stretched by `factor`, those between are blended.
+    inv_freq: [D/2] -> [D/2]. Of the original positions, wavelengths below 1/high_freq_factor stay,
+    those above 1/low_freq_factor are stretched by `factor`, those between are blended.
     Source: Llama 3.1 model card, rope_type "llama3".
     """
+    original = original_max_position_embeddings
     wavelength = 2 * math.pi / inv_freq
     blend = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
     mixed = (1 - blend) * inv_freq / factor + blend * inv_freq
@@ -33,28 +39,19 @@ class RotaryEmbedding(nn.Module):
     """Cosines and sines of the rotation angles at given positions.
 
     positions: [N] integers -> cos, sin: [N, 1, D] float32, both halves of D alike (the Hub's
-    layout, in which dimension i is paired with i + D/2).
+    layout, in which dimension i is paired with i + D/2). scaling: arguments of scale_llama3.
     """
 
     inv_freq: Tensor
 
-    def __init__(self, head_dim: int, theta: float, scaling: dict[str, float] | None) -> None:
+    def __init__(self, head_dim: int, theta: float, scaling: dict[str, Any] | None) -> None:
         super().__init__()
         self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
         with torch.device("cpu"):  # computed, not loaded: they have values on the meta device too
-            self.register_buffer("inv_freq", self._frequencies(), persistent=False)
-
-    def _frequencies(self) -> Tensor:
-        inv_freq = inverse_frequencies(self.head_dim, self.theta)
-        if self.scaling is None:
-            return inv_freq
-        return scale_llama3(
-            inv_freq,
-            self.scaling["factor"],
-            self.scaling["low_freq_factor"],
-            self.scaling["high_freq_factor"],
-            int(self.scaling["original_max_position_embeddings"]),
-        )
+            inv_freq = inverse_frequencies(head_dim, theta)
+            if scaling is not None:
+                inv_freq = scale_llama3(inv_freq, **scaling)
+            self.register_buffer("inv_freq", inv_freq, persistent=False)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return turns(positions, self.inv_freq)

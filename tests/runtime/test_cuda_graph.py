@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mmchat.models import row_cache
 from mmchat.models.mllama.cache import MllamaCache
-from mmchat.runtime.cuda_graph import StepGraph
+from mmchat.runtime.compiled import StepGraph
 from mmchat.runtime.eager import EagerRuntime
 from tests.kinds import some
 from tests.models.mllama import oracle

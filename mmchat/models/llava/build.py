@@ -21,13 +21,14 @@ class LlavaBuild(Build[LlavaConfig, LlavaForConditionalGeneration]):
 
     label = "LLaVA"
     shapes = staticmethod(hub_shapes)
+    hub_name = staticmethod(hub_name)
     model = LlavaForConditionalGeneration
     processor = LlavaProcessor
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
         """A vision encoder of its own repository stands for one that was left in the checkpoint."""
         if not any(name.startswith(COMPANION) for name in checkpoint.entries):
-            return entries_by_name(checkpoint, hub_name)
+            return super().entries(checkpoint)
         return entries_by_name(checkpoint, _hub_name_beside_companion)
 
     def check_weights(

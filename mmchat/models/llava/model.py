@@ -13,9 +13,9 @@ from torch import Tensor
 from mmchat.models.embedding_model import EmbeddingModel, LayerKind
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import unused
-from mmchat.models.llava.text import LanguageModel
+from mmchat.models.llava.text import TextModel
 from mmchat.models.llava.vision import Projector, VisionLayer, VisionTower
-from mmchat.nn.decoder import SelfAttentionLayer
+from mmchat.nn.decoder import LanguageModel, SelfAttentionLayer
 from mmchat.nn.kv_cache import Past
 
 
@@ -26,19 +26,12 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         super().__init__(config)
         self.vision_tower = VisionTower(config)
         self.multi_modal_projector = Projector(config)
-        self.language_model = LanguageModel(config.text_config)
-
-    @property
-    def like(self) -> Tensor:
-        return self.language_model.model.norm.weight
+        self.language_model = LanguageModel(TextModel(config.text_config), config.text_config)
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         features: list[Tensor] = []
         yield from self.vision_tower.slices(pixels, features)
         embeddings.append(self.multi_modal_projector(features.pop()))
-
-    def is_vision(self, name: str) -> bool:
-        return not name.startswith("language_model.")
 
     def is_unused(self, name: str) -> bool:
         return name.startswith(unused(self.config))
@@ -50,9 +43,6 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         self, x: Tensor, positions: Tensor, past: Sequence[Past], *of_tokens: Tensor
     ) -> Tensor:
         return self.language_model.model(x, positions, past)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.language_model.lm_head(hidden)
 
     def layer_kinds(self) -> list[LayerKind]:
         vision = self.config.vision_config

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from mmchat.models.llava.config import TextConfig
 from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import Past
-from mmchat.nn.linear import Linear
 from mmchat.nn.norm import RMSNorm
 from mmchat.nn.rope import RotaryEmbedding
 
@@ -37,12 +36,3 @@ class TextModel(nn.Module):
         for layer, of_layer in zip(self.layers, past, strict=True):
             x = layer(x, cos, sin, of_layer)
         return self.norm(x)
-
-
-class LanguageModel(nn.Module):
-    """The text model and its output head."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.model = TextModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -12,7 +12,7 @@ from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.checkpoints.mapping import Rule, source_shapes
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
-from mmchat.models.build import Build, Programs, check_picture_size, entries_by_name, read_entries
+from mmchat.models.build import Build, Programs, check_picture_size, read_entries
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules
 from mmchat.models.mllama.meta_format import meta_rules
@@ -75,6 +75,7 @@ class MllamaBuild(Build[MllamaConfig, MllamaForConditionalGeneration]):
 
     label = "Llama 3.2 Vision"
     shapes = staticmethod(hf_shapes)
+    hub_name = staticmethod(hub_name)
     model = MllamaForConditionalGeneration
     processor = MllamaProcessor
 
@@ -124,7 +125,7 @@ class MllamaBuild(Build[MllamaConfig, MllamaForConditionalGeneration]):
             _check_ranks(checkpoint, expected)
         else:
             expected, needed, scalars = hf_shapes(config), set(targets), set()
-            entries = entries_by_name(checkpoint, hub_name)
+            entries = self.entries(checkpoint)
         vision = config.vision_config
         complaint = (
             f"the checkpoint has tiles of {{}} px, the params say {vision.image_size}; use the"

@@ -22,7 +22,7 @@ from mmchat.checkpoints.mapping import (
 )
 from mmchat.errors import CheckpointError
 from mmchat.models.family import Translated
-from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
+from mmchat.models.hub_config import levels_of
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, parse
 from mmchat.models.mllama.tensor_names import GGUF, hf_shapes, other_name
 from mmchat.models.mllama.translate import LLAMA3_SCALING
@@ -92,7 +92,7 @@ def from_gguf(found: Mapping[str, Any], where: Where) -> Translated[MllamaConfig
             raise where.child(f"{ARCHITECTURE}.{missing[0]}").fail("missing from the metadata")
         return {ours: _plain(found[f"{ARCHITECTURE}.{key}"]) for ours, key in keys.items()}
 
-    processor = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "alpha": "checkpoint"}
+    processor = {**levels_of(), "alpha": "checkpoint"}
     text = section(_TEXT) | {"rope_scaling": dict(LLAMA3_SCALING)}
     sections = {"vision_config": section(_VISION), "text_config": text}
     config = parse(sections | {"image_processor": processor}, where)
@@ -201,7 +201,7 @@ def _check_frequencies(c: TextConfig, checkpoint: Checkpoint) -> None:
             f" {'none' if entry is None else list(entry.shape)}"
         )
     plain = inverse_frequencies(c.head_dim, c.rope_theta)
-    scaled = scale_llama3(plain, *vars(scaling).values()) if scaling else plain
+    scaled = scale_llama3(plain, **vars(scaling)) if scaling else plain
     found = checkpoint.read(FREQUENCIES).float()
     if not torch.allclose(found * scaled, plain, rtol=1e-3, atol=0):
         raise CheckpointError(

@@ -16,12 +16,12 @@ from mmchat.models.base import Batch, Cache, Example
 from mmchat.models.embedding_model import DRAFT, LayerKind, UsualModel
 from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.text import CrossAttentionLayer, LanguageModel, SeenSteps
+from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps, TextModel
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer, VisionModel
 from mmchat.models.mllama.watch import watched
 from mmchat.models.prompt import Media
 from mmchat.nn.attention import KeyValue, held
-from mmchat.nn.decoder import SelfAttentionLayer
+from mmchat.nn.decoder import LanguageModel, SelfAttentionLayer
 from mmchat.nn.kv_cache import Past, past_steps
 from mmchat.nn.linear import Linear
 
@@ -41,14 +41,7 @@ class MllamaForConditionalGeneration(UsualModel):
         self.multi_modal_projector = Linear(
             config.vision_config.output_dim, config.text_config.hidden_size
         )
-        self.language_model = LanguageModel(config.text_config)
-
-    @property
-    def like(self) -> Tensor:
-        return self.language_model.model.norm.weight
-
-    def is_vision(self, name: str) -> bool:
-        return not name.startswith("language_model.")
+        self.language_model = LanguageModel(TextModel(config.text_config), config.text_config)
 
     def is_for_pictures(self, name: str) -> bool:
         """Without pictures no layer of cross-attention is used."""
@@ -100,9 +93,6 @@ class MllamaForConditionalGeneration(UsualModel):
         most = max(1, SHORT_WORK // self.vision_model.layer_work(1, num_tiles))
         alike = [one for one in media if len(one.tensors[0]) == num_tiles]
         return alike[: most if self.like.device.type == "cpu" else 1]
-
-    def head(self, hidden: Tensor) -> Tensor:
-        return self.language_model.lm_head(hidden)
 
     def hidden(
         self, batch: Batch, positions: Tensor, past: Sequence[Past], cache: MllamaCache

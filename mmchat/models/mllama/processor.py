@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 
 from mmchat.conversation import Image, Message
-from mmchat.models.mllama import prompt, tiling
+from mmchat.models.family import Alpha
+from mmchat.models.mllama import prompt
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.tiling import layout_facts, layout_of
+from mmchat.models.mllama.tiling import facts, layout_facts, layout_of
 from mmchat.models.prepared import PreparedImage, UsualProcessor, normalised
-from mmchat.models.prompt import MediaFacts, PromptIds
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 
@@ -24,13 +25,10 @@ class MllamaProcessor(UsualProcessor):
     label = "Llama 3.2 Vision"
     takes_tools = True
     image_tag = ""
+    told = staticmethod(facts)
 
-    def __init__(
-        self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
-    ) -> None:
-        stops = prompt.STOP_TOKENS
-        super().__init__(tokenizer, alpha, stops, 1, lambda image: preprocess(image, config))
-        self.config = config
+    def __init__(self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Alpha) -> None:
+        super().__init__(config, tokenizer, alpha, prompt.STOP_TOKENS, 1, preprocess)
 
     def chat_ids(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
@@ -39,9 +37,6 @@ class MllamaProcessor(UsualProcessor):
 
     def raw_ids(self, message: Message) -> PromptIds:
         return prompt.raw_ids(message, self.tokenizer, self.config.image_token_id)
-
-    def facts(self, image: Image) -> MediaFacts:
-        return tiling.facts(self.config, image.height, image.width)
 
 
 def preprocess(image: Image, config: MllamaConfig) -> PreparedImage:

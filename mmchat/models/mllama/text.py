@@ -174,12 +174,3 @@ class TextModel(nn.Module):
             elif seen:
                 x = layer(x, next(cross))
         return self.norm(x)
-
-
-class LanguageModel(nn.Module):
-    """The text model and its output head, which has no row for the image token."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.model = TextModel(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

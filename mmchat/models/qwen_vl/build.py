@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.mapped_file import TensorEntry
-from mmchat.models.build import Build, entries_by_name
+from mmchat.models.build import Build
 from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.models.qwen_vl.processor import QwenVLProcessor
@@ -16,8 +14,6 @@ class QwenVLBuild(Build[QwenVLConfig, QwenVLForConditionalGeneration]):
 
     label = "Qwen-VL"
     shapes = staticmethod(hub_shapes)
+    hub_name = staticmethod(hub_name)
     model = QwenVLForConditionalGeneration
     processor = QwenVLProcessor
-
-    def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
-        return entries_by_name(checkpoint, hub_name)

@@ -12,8 +12,10 @@ from math import isqrt
 from typing import Any, Literal
 
 from mmchat.models.family import Heads, TextSizes
+from mmchat.models.prompt import MediaFacts
 from mmchat.models.sections import EPS, OF_PICTURES, OF_TEXT, OF_VISION
 from mmchat.strict_json import Where, check_divides, parse_dataclass
+from mmchat.words import pixels
 
 HEAD_DIM = 128  # of the resampler, in every model
 
@@ -138,3 +140,25 @@ def parse(sections: Mapping[str, Any], where: Where) -> QwenVLConfig:
             f"{vision.width:,}, as that of the text: the projection between them is missing then"
         )
     return config
+
+
+def facts(config: QwenVLConfig, height: int, width: int) -> MediaFacts:
+    """What people are told about a picture of `height` x `width` pixels."""
+    vision = config.vision_config
+    side, count = vision.image_size, vision.n_queries
+    stretched = max(height, width) / min(height, width)
+    return MediaFacts(
+        size=(height, width),
+        resized=(side, side),
+        grid=(1, 1),
+        tokens=count,
+        positions=count + 2,  # with its two tags
+        placed=f"resized to {pixels((side, side))}, whatever its shape",
+        cut=f"{count + 2:,} positions",
+        lines=(
+            ("square", f"{pixels((side, side))}, the whole picture"),
+            ("in the square", f"stretched: its sides were {stretched:.2f} to 1"),
+        ),
+        details={"square": [side, side], "fit": "stretch", "patch_size": vision.patch_size,
+                 "positions": count + 2},
+    )  # fmt: skip

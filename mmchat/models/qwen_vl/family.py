@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mmchat.models.family import Translated
-from mmchat.models.qwen_vl import squares, translate
-from mmchat.models.qwen_vl.config import QwenVLConfig, parse
+from mmchat.models.qwen_vl import translate
+from mmchat.models.qwen_vl.config import QwenVLConfig, facts, parse
 from mmchat.models.qwen_vl.tensor_names import cuts, footprint, hub_name, hub_shapes
 from mmchat.models.square_family import SquareFamily
-from mmchat.strict_json import Where
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Drawing
@@ -31,20 +28,12 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     config_type = QwenVLConfig
     parse = staticmethod(parse)
     sizes = staticmethod(footprint)
-    facts = staticmethod(squares.facts)
+    facts = staticmethod(facts)
+    from_hub = staticmethod(translate.from_hub)
     hub_documents = staticmethod(translate.hub_documents)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
     cuts = staticmethod(cuts)
-
-    @staticmethod
-    def from_hub(
-        found: Mapping[str, Any],
-        preprocessor: Mapping[str, Any] | None,
-        where: Where,
-        preprocessor_where: Where,
-    ) -> Translated[QwenVLConfig]:
-        return Translated(translate.from_hub(found, where), is_chat=None)
 
     def vision_words(self, config: QwenVLConfig) -> str:
         vision = config.vision_config

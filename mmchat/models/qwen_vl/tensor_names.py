@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from mmchat.models.qwen_vl.config import HEAD_DIM, QwenVLConfig, TextConfig, VisionConfig
-from mmchat.models.qwen_vl.squares import facts
+from mmchat.models.qwen_vl.config import HEAD_DIM, QwenVLConfig, TextConfig, VisionConfig, facts
 from mmchat.models.sizes import (
     DECODER,
     EMBEDDING,

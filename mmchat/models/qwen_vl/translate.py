@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mmchat.models.family import Translated
 from mmchat.models.hub_config import (
     folder_documents,
     levels_of,
@@ -36,8 +37,13 @@ _TEXT: dict[str, Any] = {
 _VISION = ("width", "layers", "heads", "mlp_ratio", "image_size", "patch_size")
 
 
-def from_hub(found: Mapping[str, Any], where: Where) -> QwenVLConfig:
-    """Translate config.json. Raises where's error."""
+def from_hub(
+    found: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,  # noqa: ARG001  no model has that file
+    where: Where,
+    preprocessor_where: Where,  # noqa: ARG001
+) -> Translated[QwenVLConfig]:
+    """Translate config.json, which does not say whether the model chats. Raises where's error."""
     if "visual" not in found:
         raise where.fail("no key 'visual': a Qwen for text alone; mmchat runs Qwen-VL")
     visual_where = where.child("visual")
@@ -61,7 +67,7 @@ def from_hub(found: Mapping[str, Any], where: Where) -> QwenVLConfig:
         "text_config": {**text, "intermediate_size": inner // 2},
         "image_processor": {**levels_of(), "alpha": "drop"},
     }
-    return parse(sections, where)
+    return Translated(parse(sections, where), is_chat=None)
 
 
 def _real(value: object) -> object:

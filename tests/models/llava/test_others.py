@@ -16,7 +16,7 @@ from transformers import LlamaTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mmchat.models.llava.image_processor import mean_colour, preprocess
-from mmchat.models.llava.prompt import ids_of
+from mmchat.models.llava.processor import ids_of
 from mmchat.models.messages import Token
 from mmchat.models.prepared import normalised
 from mmchat.strict_json import Where

@@ -13,8 +13,7 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Image, Message, question
 from mmchat.models.llava.image_processor import preprocess
-from mmchat.models.llava.processor import LlavaProcessor
-from mmchat.models.llava.prompt import TAG, ids_of
+from mmchat.models.llava.processor import TAG, LlavaProcessor, ids_of
 from mmchat.models.messages import Token
 from mmchat.strict_json import Where
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece

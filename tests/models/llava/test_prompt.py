@@ -8,8 +8,7 @@ from sentencepiece import SentencePieceProcessor
 
 from mmchat.conversation import Image, Message, Text, question
 from mmchat.errors import CheckpointError, PromptError
-from mmchat.models.llava.processor import LlavaProcessor
-from mmchat.models.llava.prompt import SYSTEM, TAG, chat_parts, raw_parts
+from mmchat.models.llava.processor import SYSTEM, TAG, LlavaProcessor, chat_parts, raw_parts
 from mmchat.models.prompt import Prompt
 from mmchat.strict_json import Where
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece

@@ -122,7 +122,6 @@ def decode_position_one_too_late(model, patch):
 def rescale(model, **changes) -> None:
     rotary = model.language_model.model.rotary
     values = {**rotary.scaling, **changes}
-    values["original"] = int(values.pop("original_max_position_embeddings"))
     frequencies = inverse_frequencies(rotary.head_dim, rotary.theta)
     rotary.inv_freq = scale_llama3(frequencies, **values)
 

@@ -16,7 +16,7 @@ from mmchat.cli.app import app
 from mmchat.conversation import Box, Conversation, Image, Message, Text, Turn
 from mmchat.engine.sampling import SamplingParams
 from mmchat.images.boxes import box_records, draw_boxes, in_pixels
-from mmchat.models.qwen_vl.boxes import boxes_in
+from mmchat.models.qwen_vl.processor import boxes_in
 from mmchat.repl import settings
 from mmchat.repl.chat import Chat
 from mmchat.repl.screen import PlainScreen

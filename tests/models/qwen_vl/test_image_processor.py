@@ -9,9 +9,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from mmchat.catalog.known import find_spec
 from mmchat.conversation import Image
+from mmchat.models.qwen_vl.config import facts
 from mmchat.models.qwen_vl.family import QwenVLFamily
 from mmchat.models.qwen_vl.processor import preprocess
-from mmchat.models.qwen_vl.squares import facts
 from tests.models.qwen_vl import oracle
 from tests.models.qwen_vl.oracle import CONFIG
 

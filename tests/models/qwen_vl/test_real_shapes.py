@@ -50,7 +50,7 @@ RELEASED = {
     },
     "vocab_size": 151936,
 }
-CONFIG: QwenVLConfig = from_hub(RELEASED, Where("config.json"))
+CONFIG: QwenVLConfig = from_hub(RELEASED, None, Where("config.json"), Where("")).config
 TOTAL = 9_656_935_168
 # Some of each kind, from the checkpoint's own table.
 SHAPES = {
