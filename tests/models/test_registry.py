@@ -45,7 +45,7 @@ ALLOWED = {
     "repl/picture_commands.py": {"tile"},  # the command \tiles
     "tokenizers/__init__.py": {"qwen", "Qwen"},  # whose files are read
     "tokenizers/byte_pair.py": {"Qwen", "QWEN"},
-    "tokenizers/text_steps.py": {"Qwen"},
+    "tokenizers/text_steps.py": {"QWEN"},
     "tokenizers/tiktoken_file.py": {"qwen", "Qwen", "QWEN"},
 }
 
