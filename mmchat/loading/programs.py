@@ -55,6 +55,7 @@ def open_programs(
     """What runs the programs. progress("weights", done, of tensors). Raises ExportError."""
     record = folder.record
     build = spec.family.build()
+    weights = {}  # an ExecuTorch program holds its own
     if record.format == "executorch":
         run, programs = ExecutorchPrograms(folder.path / PROGRAM_NAME), build.programs("executorch")
     else:
@@ -62,7 +63,7 @@ def open_programs(
         run = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
         programs = build.programs("aoti")
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    model = programs.model(spec.config, limits, placement.device, placement.dtype, run)
+    model = programs.model(spec.config, limits, placement.device, placement.dtype, run, weights)
     return EagerRuntime(model, placement.device)
 
 

@@ -84,8 +84,12 @@ class Programs(Protocol[C_in, M_in]):
         device: torch.device,
         dtype: torch.dtype,
         run: RunProgram,
+        weights: Mapping[str, Tensor],
     ) -> Model:
-        """The model that calls them, for one row at a time."""
+        """The model that calls them, for one row at a time.
+
+        weights: what they read; empty where they hold them.
+        """
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -63,6 +63,7 @@ class ToyPrograms:
         device: torch.device,
         dtype: torch.dtype,
         run: RunProgram,
+        weights: Mapping[str, Tensor],
     ) -> ExportedToy:
         return ExportedToy(config, limits, torch.empty(0, device=device, dtype=dtype), run)
 

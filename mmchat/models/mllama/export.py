@@ -19,7 +19,7 @@ dynamic; `cached` is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -125,7 +125,10 @@ def export_programs(
 
 
 class ExportedModel:
-    """Mllama whose math is in programs: run(name, tensors) -> tensors. One row at a time."""
+    """Mllama whose math is in programs: run(name, tensors) -> tensors. One row at a time.
+
+    weights: what the programs read, by the model's own names; empty where they hold them.
+    """
 
     def __init__(
         self,
@@ -134,8 +137,10 @@ class ExportedModel:
         device: torch.device,
         dtype: torch.dtype,
         run: RunProgram,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.limits = config, limits
+        self.weights = weights or {}
         self.device, self.dtype = device, dtype
         self._run = run
 
