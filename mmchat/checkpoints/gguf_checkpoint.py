@@ -43,7 +43,8 @@ class GgufPacking(Packing):
 class GgufCheckpoint(ComputedCheckpoint):
     """The tensors of one model by their names in GGUF. metadata: of both files; the first wins.
 
-    blocks: the types of those that are packed, by name. packing: None where nothing is.
+    packed: the tensors as they are stored. blocks: the types of those that are packed, by name.
+    packing: None where nothing is.
     """
 
     def __init__(self, files: Parsed) -> None:
@@ -59,16 +60,16 @@ class GgufCheckpoint(ComputedCheckpoint):
             self.metadata = {**header.metadata, **self.metadata}
             self.blocks |= header.blocks
         stored = Checkpoint("gguf", [file for file, _ in files], parts, {}, [])
-        self._packed = stored.entries
+        self.packed = stored.entries
         super().__init__(stored, [_wide(stored, *named) for named in self.blocks.items()])
         self.packing: GgufPacking | None = None
         if wide := self.computed.values():
-            packed_bytes = sum(self._packed[name].num_bytes for name in self.blocks)
+            packed_bytes = sum(self.packed[name].num_bytes for name in self.blocks)
             self.packing = GgufPacking(8 * packed_bytes / sum(one.entry.numel for one in wide))
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()
-        for name, entry in self._packed.items():
+        for name, entry in self.packed.items():
             kind = self.blocks[name].name if name in self.blocks else entry.dtype
             found[kind] += entry.num_bytes
         return dict(found)
